@@ -1,0 +1,39 @@
+# make train | test | lint | gpu ...: each creates .venv on first use and installs from pyproject.toml.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## Create .venv and install the project with its development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Heddle needs Python 3.11 or newer; make PYTHON=python3.12 ... chooses one" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(STAMP)  ## Train the default translator on the built-in corpus (3 minutes on 2 CPU cores)
+	$(BIN)/python -m experiments fit -c experiments/configs/translation/synthetic.yaml
+
+test: $(STAMP)  ## Run the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the virtual environment and caches (data/ and runs/ stay)
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info

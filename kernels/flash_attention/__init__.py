@@ -1,0 +1,1 @@
+"""Scaled dot-product attention that never holds the (query, key) score matrix."""

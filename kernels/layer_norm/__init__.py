@@ -1,0 +1,1 @@
+"""Layer normalisation, alone and fused with the residual addition before it."""

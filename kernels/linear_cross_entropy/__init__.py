@@ -1,0 +1,1 @@
+"""Output projection and label-smoothed cross-entropy without the full matrix of logits."""

@@ -1,0 +1,268 @@
+"""The LightningModule of machine translation."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from datamodules.batches import TranslationBatch
+from lit_models.checks import check_at_least, check_probability
+from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
+from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network, difference
+from lit_models.translation.loss import translation_loss
+from lit_models.translation.metrics import corpus_scores
+from lit_models.translation.search import Hypothesis, beam_search
+from lit_models.translation.transformer import Transformer, TransformerConfig
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How translations are searched in validation, testing and prediction.
+
+    Attributes:
+        beam_size: Hypotheses kept per sentence in testing and prediction; 1 is greedy search.
+        validation_beam_size: The same during validation, where speed matters more.
+        length_penalty: Exponent α of the length normalisation.
+        length_penalty_kind: ``"gnmt"`` divides by ((5 + length) / 6)^α, ``"power"`` by length^α (fairseq, Marian).
+        max_extra_length: A translation may be this many tokens longer than its source.
+    """
+
+    beam_size: int = 4
+    validation_beam_size: int = 1
+    length_penalty: float = 0.6
+    length_penalty_kind: Literal["gnmt", "power", "none"] = "gnmt"
+    max_extra_length: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "validation_beam_size", "max_extra_length"):
+            check_at_least(name, getattr(self, name), 1)
+
+
+@dataclass
+class _Evaluation:
+    """What an evaluation loop gathers on one rank."""
+
+    sums: list[Tensor] = field(default_factory=list)
+    lines: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
+class TranslationModule(pl.LightningModule):
+    """Trains a Transformer on token batches and scores its translations.
+
+    The network is built when the datamodule's vocabulary is known. Training minimises the label-smoothed cross-entropy
+    per target token, where "per token" means over all micro-batches and ranks of a step. Validation and testing log the
+    cross-entropy without smoothing (nats per token), perplexity, BLEU and chrF.
+
+    Args:
+        network: Sizes and variants of the Transformer.
+        optimizer: Makes the optimiser from the parameters; its learning rate is the peak of the schedule.
+        schedule: Factor of the learning rate at each optimiser step.
+        label_smoothing: Share of the label spread evenly over the vocabulary, in [0, 1).
+        search: How translations are searched.
+    """
+
+    def __init__(
+        self,
+        network: TransformerConfig = TransformerConfig(),  # noqa: B008 (frozen)
+        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=7e-4, betas=(0.9, 0.98), eps=1e-9),  # noqa: B008
+        schedule: Schedule = InverseSquareRoot(4000),  # noqa: B008
+        label_smoothing: float = 0.1,
+        search: SearchConfig = SearchConfig(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        check_probability("label_smoothing", label_smoothing)
+        self.save_hyperparameters()
+        self.network_config = network
+        self.optimizer_factory = optimizer
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
+        self.search = search
+        self.network: Transformer | None = None
+        self.tokens_seen = 0
+        self.last_loss: Tensor | None = None
+        self._totals = StepTotals()
+        self._evaluation = _Evaluation()
+
+    def configure_model(self) -> None:
+        """Build the network for the datamodule's vocabulary, once."""
+        if self.network is not None:
+            return
+        tokenizer = self.tokenizer
+        target_vocab_size = None if tokenizer.shared else tokenizer.target_vocab_size
+        self.network = Transformer(self.network_config, tokenizer.source_vocab_size, target_vocab_size)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The datamodule's tokenizer."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "tokenizer"):
+            raise ValueError("TranslationModule needs a datamodule with a tokenizer, such as datamodules.WMTDataModule")
+        return datamodule.tokenizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimiser, and a scheduler that advances with every optimiser step."""
+        optimizer = self.optimizer_factory(self.parameters())
+        scheduler = LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the target tokens while the batch is still in host memory, where counting costs no wait."""
+        if self.trainer.training:
+            self.tokens_seen += int(batch.target_lengths.sum())
+        return batch
+
+    def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
+        """Return the summed loss of a batch; the division is in :meth:`on_before_optimizer_step`."""
+        loss_sum, count = translation_loss(self._built, batch, self.label_smoothing)
+        self._totals.add(loss_sum, count)
+        self.last_loss = loss_sum.detach() / count
+        return loss_sum
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the number of target tokens in the whole step, before they are clipped."""
+        loss = self._totals.scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss)
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log("train/tokens", float(self.tokens_seen))
+
+    def validation_step(self, batch: TranslationBatch, batch_idx: int) -> None:
+        """Gather losses and translations."""
+        self._evaluate(batch, self.search.validation_beam_size)
+
+    def test_step(self, batch: TranslationBatch, batch_idx: int) -> None:
+        """Gather losses and translations."""
+        self._evaluate(batch, self.search.beam_size)
+
+    def predict_step(self, batch: TranslationBatch, batch_idx: int) -> list[tuple[int, str]]:
+        """Return ``(line number, translation)`` pairs."""
+        hypotheses = self.translate(batch.source, batch.source_lengths, self.search.beam_size)
+        return list(zip(batch.indices.tolist(), self._texts(hypotheses), strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_evaluation("test")
+
+    def translate(self, source: Tensor, source_lengths: Tensor, beam_size: int) -> list[list[Hypothesis]]:
+        """Search the translations of (batch, source_length) token rows, best first."""
+        memory = self._built.encode(source, source_lengths)
+        return beam_search(
+            self._built,
+            memory,
+            source_lengths,
+            beam_size=beam_size,
+            max_length=source_lengths.long() + self.search.max_extra_length,
+            length_penalty=self.search.length_penalty,
+            length_penalty_kind=self.search.length_penalty_kind,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what using the network needs, in plain values.
+
+        Lightning's own ``hyper_parameters`` key would override a user's config without a word when the checkpoint is
+        given on the command line, so the settings are kept under the project's key and compared instead.
+        """
+        checkpoint.pop("hyper_parameters", None)
+        checkpoint.pop("hparams_name", None)
+        checkpoint[CHECKPOINT_KEY] = {
+            **describe_network(self._built),
+            "settings": _plain(dict(self.hparams)),
+            "tokens_seen": self.tokens_seen,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose settings differ where it would silently win over the config, or not fit at all.
+
+        Raises:
+            ValueError: With every differing key, the checkpoint's value and the config's.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if not isinstance(saved, dict) or saved.get("task") != "translation":
+            raise ValueError("the checkpoint was not written by TranslationModule")
+        own = describe_network(self._built)
+        lines = difference({key: saved[key] for key in own}, own)
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            overridden = ("optimizer", "schedule")
+            settings = _plain(dict(self.hparams))
+            lines += difference(
+                {key: saved["settings"].get(key) for key in overridden}, {key: settings.get(key) for key in overridden}
+            )
+        if lines:
+            raise ValueError(
+                "the checkpoint's settings differ from the config's; give the same, or start without it:\n  "
+                + "\n  ".join(lines)
+            )
+        self.tokens_seen = int(saved.get("tokens_seen", 0))
+
+    @property
+    def _built(self) -> Transformer:
+        if self.network is None:
+            raise RuntimeError("the network is built in configure_model, which Lightning calls before the loops")
+        return self.network
+
+    def _evaluate(self, batch: TranslationBatch, beam_size: int) -> None:
+        self._evaluation.sums.append(torch.stack(translation_loss(self._built, batch, 0.0)).double())
+        texts = self._texts(self.translate(batch.source, batch.source_lengths, beam_size))
+        for index, text, reference in zip(batch.indices.tolist(), texts, batch.references, strict=True):
+            self._evaluation.lines[index] = (text, reference)
+
+    def _texts(self, hypotheses: list[list[Hypothesis]]) -> list[str]:
+        return self.tokenizer.decode_target([best[0].tokens for best in hypotheses])
+
+    def _log_evaluation(self, prefix: str) -> None:
+        """Reduce over ranks and log. Line numbers make duplicates from padded samplers count once."""
+        sums = torch.stack(self._evaluation.sums).sum(0)
+        lines = dict(self._evaluation.lines)
+        self._evaluation = _Evaluation()
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, lines)
+            lines = {index: pair for part in gathered for index, pair in part.items()}
+        loss = sums[0] / sums[1]
+        ordered = [lines[index] for index in sorted(lines)]
+        scores = corpus_scores([text for text, _ in ordered], [reference for _, reference in ordered])
+        self.log(f"{prefix}/loss", loss.float(), prog_bar=True)
+        self.log(f"{prefix}/perplexity", loss.exp().float())
+        for name, value in scores.values.items():
+            self.log(f"{prefix}/{name}", value, prog_bar=name == "bleu")
+        self.print_scores(prefix, scores.signatures, scores.values)
+        self.evaluated_lines = [text for text, _ in ordered]
+
+    def print_scores(self, prefix: str, signatures: dict[str, str], values: dict[str, float]) -> None:
+        """Print the test scores with their sacreBLEU signatures, without which a score cannot be compared."""
+        if prefix == "test" and not self.trainer.sanity_checking:
+            for name, value in values.items():
+                self.print(f"{prefix}/{name} {value:.2f}  {signatures.get(name, '')}")
+
+
+def _plain(value: Any) -> Any:
+    """Return settings as values that a checkpoint can hold and load without running code."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if key != "_instantiator"}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, partial):
+        return {"class_path": _plain(value.func), "init_args": _plain(value.keywords)}
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Schedule):
+        return {"class_path": _plain(type(value)), "init_args": _plain(vars(value))}
+    return str(value)
