@@ -105,3 +105,73 @@ def _take_layer(source: str, target: str, side: str, take: Any, renamed: dict[st
         take(f"{source}.fc1.{kind}", f"{target}.feed_forward.expand.{kind}")
         take(f"{source}.fc2.{kind}", f"{target}.feed_forward.contract.{kind}")
         take(f"{source}.final_layer_norm.{kind}", f"{target}.feed_forward_norm.{kind}")
+
+
+def to_marian(network: Transformer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and the config values of a ``MarianMTModel`` that computes what ``network`` does.
+
+    The position table travels along as ``embed_positions``, so any sinusoidal variant can be expressed.
+
+    Raises:
+        ValueError: If Marian has no such network: pre-norm, untied or two vocabularies, learned positions.
+    """
+    config = network.config
+    shared = network.target_embedding is network.source_embedding
+    if config.norm_order != "post" or not config.tie_output or not shared or config.positions != "sinusoidal":
+        raise ValueError("Marian is post-norm with one tied embedding and sinusoidal positions; this network is not")
+    state = {name: value for name, value in network.state_dict().items() if "embedding" not in name}
+    bias = state.pop("output_bias", torch.zeros(network.target_vocab_size))
+    renamed: dict[str, Tensor] = {
+        "model.shared.weight": network.output_weight.detach(),
+        "final_logits_bias": bias[None],
+    }
+    for name, value in state.items():
+        renamed.update(_marian_names(name, value))
+    for side in ("encoder", "decoder"):
+        renamed[f"model.{side}.embed_tokens.weight"] = network.output_weight.detach()
+        renamed[f"model.{side}.embed_positions.weight"] = network.source_positions(0, config.max_positions)
+    renamed["lm_head.weight"] = network.output_weight.detach()
+    values = {
+        "vocab_size": network.target_vocab_size,
+        "d_model": config.dim,
+        "dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "activation_function": config.activation,
+        "max_position_embeddings": config.max_positions,
+        "scale_embedding": True,
+        "pad_token_id": config.pad_id,
+        "decoder_start_token_id": config.bos_id,
+        "eos_token_id": config.eos_id,
+        "forced_eos_token_id": None,
+    }
+    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        values |= {
+            f"{side}_layers": layers,
+            f"{side}_attention_heads": config.num_heads,
+            f"{side}_ffn_dim": config.feed_forward_dim,
+        }
+    return renamed, values
+
+
+_MARIAN_NAMES = {
+    "self_attention": "self_attn",
+    "cross_attention": "encoder_attn",
+    "self_attention_norm": "self_attn_layer_norm",
+    "cross_attention_norm": "encoder_attn_layer_norm",
+    "feed_forward_norm": "final_layer_norm",
+    "expand": "fc1",
+    "contract": "fc2",
+    "output": "out_proj",
+}
+
+
+def _marian_names(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Rename one weight of a layer, cutting a stacked projection into its three parts."""
+    side, layer, *path, kind = name.split(".")
+    prefix = f"model.{side.removesuffix('_layers')}.layers.{layer}"
+    words = [_MARIAN_NAMES.get(word, word) for word in path if word != "feed_forward"]
+    if words[-1] == "query_key_value":
+        parts = zip("qkv", value.chunk(3), strict=True)
+        return {f"{prefix}.{words[0]}.{part}_proj.{kind}": tensor for part, tensor in parts}
+    return {".".join((prefix, *words, kind)): value}

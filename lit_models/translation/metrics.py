@@ -11,14 +11,16 @@ class CorpusScores(NamedTuple):
     signatures: dict[str, str]
 
 
-def corpus_scores(hypotheses: list[str], references: list[str]) -> CorpusScores:
+def corpus_scores(hypotheses: list[str], references: list[str], language: str | None = None) -> CorpusScores:
     """Score detokenised, cased translations against one reference each.
 
-    ``bleu`` is cased sacreBLEU with its own 13a tokenisation; ``chrf`` is chrF2.
+    ``bleu`` is cased sacreBLEU with its own 13a tokenisation; ``chrf`` is chrF2; ``bleu_moses_lowercase`` is
+    :func:`moses_lowercase_bleu`.
 
     Args:
         hypotheses: Translations.
         references: As many reference translations.
+        language: Two-letter code of their language; None leaves ``bleu_moses_lowercase`` out.
 
     Raises:
         ValueError: If there are none, or not as many of each.
@@ -28,7 +30,11 @@ def corpus_scores(hypotheses: list[str], references: list[str]) -> CorpusScores:
     _check_pairs(hypotheses, references)
     metrics = {"bleu": BLEU(), "chrf": CHRF()}
     values = {name: metric.corpus_score(hypotheses, [references]).score for name, metric in metrics.items()}
-    return CorpusScores(values, {name: str(metric.get_signature()) for name, metric in metrics.items()})
+    signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+    if language is not None:
+        name = "bleu_moses_lowercase"
+        values[name], signatures[name] = moses_lowercase_bleu(hypotheses, references, language)
+    return CorpusScores(values, signatures)
 
 
 def moses_lowercase_bleu(hypotheses: list[str], references: list[str], language: str) -> tuple[float, str]:

@@ -234,7 +234,8 @@ class TranslationModule(pl.LightningModule):
             lines = {index: pair for part in gathered for index, pair in part.items()}
         loss = sums[0] / sums[1]
         ordered = [lines[index] for index in sorted(lines)]
-        scores = corpus_scores([text for text, _ in ordered], [reference for _, reference in ordered])
+        language = self.trainer.datamodule.languages[1] if prefix == "test" else None
+        scores = corpus_scores([text for text, _ in ordered], [reference for _, reference in ordered], language)
         self.log(f"{prefix}/loss", loss.float(), prog_bar=True)
         self.log(f"{prefix}/perplexity", loss.exp().float())
         for name, value in scores.values.items():
@@ -244,9 +245,9 @@ class TranslationModule(pl.LightningModule):
 
     def print_scores(self, prefix: str, signatures: dict[str, str], values: dict[str, float]) -> None:
         """Print the test scores with their sacreBLEU signatures, without which a score cannot be compared."""
-        if prefix == "test" and not self.trainer.sanity_checking:
+        if prefix == "test" and self.trainer.is_global_zero:
             for name, value in values.items():
-                self.print(f"{prefix}/{name} {value:.2f}  {signatures.get(name, '')}")
+                print(f"{prefix}/{name} {value:.2f}  {signatures[name]}")
 
 
 def _plain(value: Any) -> Any:
@@ -257,10 +258,15 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items() if key != "_instantiator"}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (str, int, float):  # also turns restricted types, such as a positive int, into plain ones
+        if isinstance(value, kind):
+            return kind(value)
     if isinstance(value, partial):
-        return {"class_path": _plain(value.func), "init_args": _plain(value.keywords)}
+        # The command line's partial calls functions of its own, with the class among the arguments.
+        factory = next((argument for argument in value.args if isinstance(argument, type)), value.func)
+        return {"class_path": _plain(factory), "init_args": _plain(value.keywords)}
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, Schedule):

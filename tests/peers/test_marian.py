@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lit_models.pretrained.marian import from_marian
+from lit_models.pretrained.marian import from_marian, to_marian
+from lit_models.translation import Transformer, TransformerConfig
 
 transformers = pytest.importorskip("transformers")
 
@@ -93,3 +94,23 @@ def test_missing_and_foreign_weights_are_named():
         from_marian({name: value for name, value in state.items() if "encoder.layers.1.fc1" not in name}, config)
     with pytest.raises(ValueError, match="without a place: model.extra"):
         from_marian({**state, "model.extra": torch.zeros(1)}, config)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "concatenated"])
+def test_back_to_marian(layout):
+    config = TransformerConfig(
+        dim=32, feed_forward_dim=48, num_heads=4, encoder_layers=2, decoder_layers=2, sinusoid_layout=layout
+    )
+    network = Transformer(config, 61).eval()
+    state, values = to_marian(network)
+    model = transformers.MarianMTModel(transformers.MarianConfig(**values)).eval()
+    model.load_state_dict(state)
+    torch.manual_seed(1)
+    source, lengths, target = torch.randint(4, 61, (2, 7)), torch.tensor([7, 4]), torch.randint(4, 61, (2, 5))
+    with torch.no_grad():
+        expected = model(
+            input_ids=source, attention_mask=(torch.arange(7) < lengths[:, None]).long(), decoder_input_ids=target
+        ).logits
+        torch.testing.assert_close(network(source, lengths, target), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="Marian is post-norm"):
+        to_marian(Transformer(TransformerConfig(dim=8, num_heads=2, norm_order="pre"), 16))

@@ -1,0 +1,28 @@
+"""``python -m experiments bench NAME``: speed against other libraries, side by side in one run."""
+
+import importlib
+import sys
+
+from experiments.errors import near_miss
+
+# name -> (module whose ``main(argv) -> int`` runs it, one line for --help)
+BENCHMARKS = {
+    "translation": ("experiments.bench.translation", "training, decoding and Lightning's overhead against Marian"),
+    "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark that the first word names."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: python -m experiments bench NAME [arguments]\n")
+        print("\n".join(f"  {name:<14} {line}" for name, (_, line) in BENCHMARKS.items()))
+        return 0
+    if name not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        print(
+            f'error: there is no benchmark "{name}"{near_miss(name, BENCHMARKS)}; there are: {known}', file=sys.stderr
+        )
+        return 2
+    return importlib.import_module(BENCHMARKS[name][0]).main(rest)
