@@ -31,8 +31,7 @@ EXTRA_LENGTH = 50
 """Default maximum length: source length + 50 (Vaswani et al. 2017, section 6.1)."""
 
 DROPPED_SHARE = 0.125
-"""Finished sentences leave the batch once they are this share of it. Leaving copies the caches of those that stay, so
-that one copy for each sentence would cost more than it saves."""
+"""Finished sentences leave the batch once they are this share of it: leaving copies the caches of those that stay."""
 
 
 class SearchState(Protocol):

@@ -1,0 +1,42 @@
+"""What a batch of each task holds: the contract between the datamodules and the models.
+
+This file imports nothing but PyTorch, so that a model can name the types of its input without importing a datamodule.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+PAD_ID = 0
+"""Token id that fills rows up to the batch's length; the loss ignores it."""
+UNK_ID = 1
+"""Token id of a piece that is not in the vocabulary."""
+BOS_ID = 2
+"""Token id that starts the decoder's input."""
+EOS_ID = 3
+"""Token id that ends a sentence."""
+
+
+class TranslationBatch(NamedTuple):
+    """A batch of sentence pairs as token ids, right-padded to a common length for each side.
+
+    Attributes:
+        source: Source tokens of shape ``(batch, source_length)``, int64; every row ends with ``EOS_ID`` and is
+            filled with ``PAD_ID``.
+        source_lengths: Tokens in each source row, ``EOS_ID`` counted, of shape ``(batch,)``, int32.
+        target_input: What the decoder reads, ``BOS y1 ... yn``, of shape ``(batch, target_length)``, int64.
+        target_output: What the decoder shall predict, ``y1 ... yn EOS``, of shape ``(batch, target_length)``, int64.
+        target_lengths: ``n + 1`` for each row, of shape ``(batch,)``, int32.
+        indices: Line numbers, counted from 0, in the split's files, of shape ``(batch,)``, int64.
+        references: Raw target lines in the evaluation splits; empty in training.
+        sources: Raw source lines in the evaluation splits; empty in training.
+    """
+
+    source: Tensor
+    source_lengths: Tensor
+    target_input: Tensor
+    target_output: Tensor
+    target_lengths: Tensor
+    indices: Tensor
+    references: list[str]
+    sources: list[str]

@@ -1,0 +1,1 @@
+"""Built-in corpora, written in the very formats that the datamodules read."""

@@ -1,0 +1,1 @@
+"""Parallel text: reading and checking, tokenising, storing and batching."""

@@ -1,0 +1,1 @@
+"""Configs, the command line, callbacks and benchmarks; ``python -m experiments`` is the entry."""
