@@ -5,6 +5,7 @@ batch holds is a function of its items and the epoch (``BatchReader``). The posi
 numbers, and a resumed run sees the same batches as one that was never interrupted, with any number of workers.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -110,7 +111,7 @@ class ResumableLoader(Generic[Batch]):
     ) -> None:
         self.order = order
         self._requests = _Requests(order)
-        self._loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Requested(reader),
             batch_size=None,
             sampler=self._requests,
@@ -121,6 +122,11 @@ class ResumableLoader(Generic[Batch]):
             # A generator of its own: the default one would take a number from the global generator in every epoch.
             generator=torch.Generator(),
         )
+        # A Trainer keeps its loader in a reference cycle. If workers and their queues died in the cycle collector, the
+        # queues' threads would end before the workers were told to, and each would be waited for in vain for 5 seconds.
+        # The finalizer keeps them out of the cycle and lets go of them in the right order.
+        self._held = [loader]
+        weakref.finalize(self, self._held.clear)
         self._epoch = 0
         self._position = 0
         self._resumed = False
@@ -134,7 +140,7 @@ class ResumableLoader(Generic[Batch]):
         self._requests.epoch, self._requests.position = self._epoch, self._position
         self._requests.count = len(self) - (self._position if self._resumed else 0)
         self._resumed = False
-        for batch in self._loader:
+        for batch in self._held[0]:
             self._position += 1
             if self._position == len(self):
                 self._epoch, self._position = self._epoch + 1, 0

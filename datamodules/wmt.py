@@ -15,7 +15,7 @@ from datamodules.loading import ResumableLoader
 from datamodules.text.batching import TokenBatches
 from datamodules.text.corpora import fetch_corpus
 from datamodules.text.corpus import find_file
-from datamodules.text.dataset import Sampling, TokenizedSplit, TranslationReader, sampled_growth
+from datamodules.text.dataset import Sampling, TokenizedSplit, TranslationReader, plan_sampled_lengths
 from datamodules.text.prepare import PreparedData, SplitFiles
 from datamodules.text.tokenizer import Tokenizer, TokenizerConfig
 
@@ -185,11 +185,11 @@ class WMTDataModule(pl.LightningDataModule):
         order = self._token_batches(split, kept, source, target, self.batch_tokens, self.seed)
         if self.tokenizer_config.dropout > 0:
             # Random segmentations are longer than the stored ones: plan for it, or most would not fit their batch.
-            growth = sampled_growth(split, self.tokenizer, kept, self.seed)
+            planned = plan_sampled_lengths(split, self._sampling(), kept)
             longest = min(self.max_length, self.batch_tokens // self.length_multiple * self.length_multiple)
             source, target = (
-                np.maximum(side, np.minimum(np.ceil(side * factor).astype(np.int32) + 1, longest))
-                for side, factor in zip((source, target), growth, strict=True)
+                np.maximum(side, np.minimum(plan, longest))
+                for side, plan in zip((source, target), planned, strict=True)
             )
             order = self._token_batches(split, kept, source, target, self.batch_tokens, self.seed)
         dropped = len(split) - len(kept)
@@ -235,11 +235,12 @@ class WMTDataModule(pl.LightningDataModule):
             name=split.name,
         )
 
+    def _sampling(self) -> Sampling:
+        return Sampling(self.tokenizer, self.seed, self.batch_tokens)
+
     def train_dataloader(self) -> Loader:
         """Returns the training batches, in a new order every epoch."""
-        sampling = None
-        if self.tokenizer_config.dropout > 0:
-            sampling = Sampling(self.tokenizer, self.seed, self.batch_tokens)
+        sampling = self._sampling() if self.tokenizer_config.dropout > 0 else None
         return self._loader("train", sampling, with_text=False)
 
     def val_dataloader(self) -> Loader:

@@ -130,7 +130,7 @@ class TranslationReader:
         """Draws segmentations of both sides, keeping the stored one where the drawn one does not fit the budget."""
         split, tokenizer = self._split, sampling.tokenizer
         if split.source_text is None or split.target_text is None:
-            raise RuntimeError(f"{split.name} was opened without its text, which random segmentation needs")
+            raise RuntimeError(_without_text(split))
         sources = [split.source_text.text(index) for index in indices]
         targets = [split.target_text.text(index) for index in indices]
         tokenizer.set_seed(keyed_seed(sampling.seed, epoch, int(indices[0])))
@@ -160,28 +160,41 @@ def _end_rows(rows: NDArray[np.int64], lengths: NDArray[np.int32]) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def sampled_growth(split: TokenizedSplit, tokenizer: Tokenizer, items: Indices, seed: int) -> tuple[float, float]:
-    """Measures how much longer random segmentations are than the stored ones.
+def plan_sampled_lengths(split: TokenizedSplit, sampling: Sampling, items: Indices) -> list[NDArray[np.int32]]:
+    """Estimates how long random segmentations get, from about a thousand drawn ones.
+
+    A sentence of n stored tokens is taken to have ``growth * n`` drawn ones with variance ``spread * n``; the plan adds
+    one standard deviation. More would leave budget unused, less would keep more of the stored segmentations: with this
+    2 to 7 % of Multi30k's sentences are drawn longer than their batch has room for.
 
     Args:
         split: The sentence pairs, with their text.
-        tokenizer: Draws the segmentations.
-        items: Numbers of the pairs that are used; about a thousand of them are measured.
-        seed: Decides what is drawn.
+        sampling: Draws the segmentations.
+        items: Numbers of the pairs that are used.
 
     Returns:
-        Ratio of the numbers of tokens, drawn to stored, for source and target, at least 1.
+        Planned tokens of each pair, end token counted, for source and target, each of shape ``(items,)``; never fewer
+        than the stored segmentation has.
     """
+    tokenizer = sampling.tokenizer
+    tokenizer.set_seed(keyed_seed(sampling.seed))
     measured = items[:: -(-len(items) // 1000)]
-    tokenizer.set_seed(keyed_seed(seed))
-    ratios = []
+    plans = []
     for side, text, encode in (
         (split.source, split.source_text, tokenizer.encode_source),
         (split.target, split.target_text, tokenizer.encode_target),
     ):
         if text is None:
-            raise RuntimeError(f"{split.name} was opened without its text, which random segmentation needs")
-        drawn = sum(map(len, encode([text.text(item) for item in measured], sample=True)))
-        stored = int((side.offsets[measured + 1] - side.offsets[measured]).sum())
-        ratios.append(max(1.0, drawn / max(1, stored)))
-    return ratios[0], ratios[1]
+            raise RuntimeError(_without_text(split))
+        drawn = np.array([len(row) for row in encode([text.text(item) for item in measured], sample=True)])
+        stored = np.diff(side.offsets)[measured]
+        growth = max(1.0, drawn.sum() / max(1, stored.sum()))
+        spread = np.mean((drawn - growth * stored) ** 2 / np.maximum(1, stored))
+        lengths = np.diff(side.offsets)[items]
+        planned = np.ceil(growth * lengths + np.sqrt(spread * lengths))
+        plans.append(np.maximum(lengths, planned).astype(np.int32) + 1)
+    return plans
+
+
+def _without_text(split: TokenizedSplit) -> str:
+    return f"{split.name} was opened without its text, which random segmentation needs"

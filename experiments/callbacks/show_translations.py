@@ -2,11 +2,13 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from experiments.translator import Translator
+from lit_models.translation import TranslationModule
 from lit_models.translation.search import beam_search
 
 
@@ -18,6 +20,9 @@ class ShowTranslations(Callback):
 
     Args:
         sentences: Source sentences.
+
+    Raises:
+        ValueError: If there is no sentence, or the module does not translate.
     """
 
     def __init__(self, sentences: list[str]) -> None:
@@ -28,60 +33,60 @@ class ShowTranslations(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand the translations to W&B."""
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_table")]
+        loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_table")]
         if loggers and trainer.is_global_zero and not trainer.sanity_checking:
-            rows = list(zip(self.sentences, self._translate(trainer, pl_module), strict=True))
+            _, targets = self._translate(_translator(trainer, pl_module), pl_module)
+            texts = self._texts(trainer, targets)
+            rows = [list(row) for row in zip(self.sentences, texts, strict=True)]
             for logger in loggers:
-                logger.log_table(
-                    "val/translations", columns=["source", "translation"], data=[list(row) for row in rows]
-                )
+                logger.log_table("val/translations", columns=["source", "translation"], data=rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the translations and draw the attention."""
+        """Print the translations and draw the attention of the first."""
         if not trainer.is_global_zero:
             return
-        translations = self._translate(trainer, pl_module)
+        translator = _translator(trainer, pl_module)
+        sources, targets = self._translate(translator, pl_module)
         print()
-        for sentence, translation in zip(self.sentences, translations, strict=True):
-            print(f"  {sentence}\n    → {translation}")
+        for sentence, translation in zip(self.sentences, self._texts(trainer, targets), strict=True):
+            print(f"  {sentence}\n  → {translation}")
         print()
         path = Path(trainer.default_root_dir) / "attention.png"
-        self._draw(_translator(trainer, pl_module), self.sentences[0], translations[0], path)
+        _draw(translator, sources[0], targets[0], path)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image("test/attention", [str(path)])
 
-    def _translate(self, trainer: Trainer, module: LightningModule) -> list[str]:
-        translator = _translator(trainer, module)
+    def _translate(self, translator: Translator, module: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the sentences' source tokens (with EOS) and those of their best translations (without)."""
+        settings = module.search
         search = partial(
             beam_search,
-            beam_size=module.search.beam_size,
-            length_penalty=module.search.length_penalty,
-            length_penalty_kind=module.search.length_penalty_kind,
+            beam_size=settings.beam_size,
+            length_penalty=settings.length_penalty,
+            length_penalty_kind=settings.length_penalty_kind,
         )
         sources = [source.ids for source in translator.encode_sources(self.sentences)]
-        hypotheses = translator.translate(sources, search)
-        return translator.tokenizer.decode_target([best[0].tokens for best in hypotheses])
+        return sources, [best[0].tokens for best in translator.translate(sources, search)]
 
     @staticmethod
-    def _draw(translator: Translator, sentence: str, translation: str, path: Path) -> None:
-        """Draw what the translation looked at."""
-        from experiments.attention_plot import save_overview
-
-        source = translator.encode_sources([sentence])[0].ids
-        [target] = translator.tokenizer.encode_target([translation])
-        maps = translator.attention_maps([source], [target])
-        save_overview(
-            maps,
-            translator.tokenizer.source_pieces(source),
-            translator.tokenizer.target_pieces([translator.network.config.bos_id, *target]),
-            path,
-        )
+    def _texts(trainer: Any, targets: list[list[int]]) -> list[str]:
+        return trainer.datamodule.tokenizer.decode_target(targets)
 
 
-def _translator(trainer: Trainer, module: LightningModule) -> Translator:
+def _translator(trainer: Any, module: LightningModule) -> Translator:
     """Return the module's network and the datamodule's tokenizer as one."""
-    data = trainer.datamodule
-    return Translator(
-        module.network, data.tokenizer, module.device, data.max_length, (data.source_language, data.target_language)
+    if not isinstance(module, TranslationModule) or module.network is None:
+        raise ValueError("ShowTranslations goes with lit_models.TranslationModule")
+    return Translator(module.network, trainer.datamodule.tokenizer, module.device, trainer.datamodule.max_length)
+
+
+def _draw(translator: Translator, source: list[int], target: list[int], path: Path) -> None:
+    from experiments.attention_plot import save_overview
+
+    save_overview(
+        translator.attention_maps([source], [target]),
+        translator.tokenizer.source_pieces(source),
+        translator.tokenizer.target_pieces([*target, translator.network.config.eos_id]),
+        path,
     )

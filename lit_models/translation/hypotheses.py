@@ -33,6 +33,8 @@ EXTRA_LENGTH = 50
 DROPPED_SHARE = 0.125
 """Finished sentences leave the batch once they are this share of it: leaving copies the caches of those that stay."""
 
+_CACHED_VALUES = 1 << 18
+
 
 class SearchState(Protocol):
     """What a network remembers between two steps, for ``batch * beam_size`` rows ordered by sentence."""
@@ -123,6 +125,19 @@ def check_numbers(log_probs: Tensor) -> None:
     """Raises ValueError if a log-probability is NaN: the weights are, and no translation means anything."""
     if bool(log_probs.isnan().any()):
         raise ValueError("the network's logits are NaN: its weights are broken, use an earlier checkpoint")
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """Returns the log-softmax of each row ``(rows, vocab)`` as float32, on a CPU in the memory of the logits.
+
+    Rows are done in groups that fit into the processor's cache: a second array of the logits' size is fresh memory at
+    every step, and asking the system for it takes longer than the log-softmax itself.
+    """
+    if logits.device.type != "cpu" or logits.dtype != torch.float32:
+        return logits.log_softmax(-1, dtype=torch.float32)
+    for rows in logits.split(max(1, _CACHED_VALUES // logits.shape[1])):
+        rows.copy_(rows.log_softmax(-1))
+    return logits
 
 
 def resolve_max_length(max_length: Tensor | int | None, memory_lengths: Tensor) -> Tensor:
@@ -221,7 +236,7 @@ class TokenRules:
         """
         rows, length = history.shape
         logits[:, self.banned] = -torch.inf
-        log_probs = logits.log_softmax(-1, dtype=torch.float32)
+        log_probs = log_softmax_(logits)
         forced = None
         if self.prefix is not None and length < self.prefix.shape[1]:
             forced = self.prefix[:, length].repeat_interleave(rows // self.prefix.shape[0])[:, None]

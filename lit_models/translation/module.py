@@ -103,10 +103,7 @@ class TranslationModule(pl.LightningModule):
     @property
     def tokenizer(self) -> Any:
         """The datamodule's tokenizer."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None or not hasattr(datamodule, "tokenizer"):
-            raise ValueError("TranslationModule needs a datamodule with a tokenizer, such as datamodules.WMTDataModule")
-        return datamodule.tokenizer
+        return self._datamodule.tokenizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimiser, and a scheduler that advances with every optimiser step."""
@@ -208,6 +205,13 @@ class TranslationModule(pl.LightningModule):
         self.tokens_seen = int(saved.get("tokens_seen", 0))
 
     @property
+    def _datamodule(self) -> Any:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None or not hasattr(datamodule, "tokenizer"):
+            raise ValueError("TranslationModule needs a datamodule with a tokenizer, such as datamodules.WMTDataModule")
+        return datamodule
+
+    @property
     def _built(self) -> Transformer:
         if self.network is None:
             raise RuntimeError("the network is built in configure_model, which Lightning calls before the loops")
@@ -234,7 +238,7 @@ class TranslationModule(pl.LightningModule):
             lines = {index: pair for part in gathered for index, pair in part.items()}
         loss = sums[0] / sums[1]
         ordered = [lines[index] for index in sorted(lines)]
-        language = self.trainer.datamodule.languages[1] if prefix == "test" else None
+        language = self._datamodule.languages[1] if prefix == "test" else None
         scores = corpus_scores([text for text, _ in ordered], [reference for _, reference in ordered], language)
         self.log(f"{prefix}/loss", loss.float(), prog_bar=True)
         self.log(f"{prefix}/perplexity", loss.exp().float())

@@ -19,6 +19,7 @@ from lit_models.layers import (
     ResidualLayerNorm,
     SinusoidalPositions,
 )
+from lit_models.translation.decoder_state import DecoderState, PastAttention
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class DecoderLayer(nn.Module):
         self,
         input: Tensor,
         residual: Tensor,
-        past: KeyValueCache,
+        past: PastAttention,
         position: int,
         memory: KeyValueCache,
         lengths: Tensor,
@@ -155,52 +156,13 @@ class DecoderLayer(nn.Module):
         ``memory`` holds the cross-attention's keys and values once per sentence; the beam lies along its queries.
         """
         query, key, value = self.self_attention.project(input)
-        past.key[:, :, position] = key[:, :, 0]
-        past.value[:, :, position] = value[:, :, 0]
-        seen = KeyValueCache(past.key[:, :, : position + 1], past.value[:, :, : position + 1])
+        seen = past.append(key, value, position)
         input, residual = self.self_attention_norm(self.self_attention.attend(query, seen), residual)
         by_sentence = input.view(memory.key.shape[0], -1, input.shape[-1])
         query = self.cross_attention.project_query(by_sentence)
         attended = self.cross_attention.attend(query, memory, key_lengths=lengths).view(input.shape)
         input, residual = self.cross_attention_norm(attended, residual)
         return self.feed_forward_norm(self.feed_forward(input), residual)
-
-
-class DecoderState:
-    """What decoding one position after another keeps: the cached keys and values, and how far it is.
-
-    Attributes:
-        position: Positions decoded so far.
-        beam_size: Rows per sentence.
-    """
-
-    def __init__(
-        self, past: list[KeyValueCache], memory: list[KeyValueCache], memory_lengths: Tensor, beam_size: int
-    ) -> None:
-        self.past = past
-        self.memory = memory
-        self.memory_lengths = memory_lengths
-        self.beam_size = beam_size
-        self.position = 0
-
-    def reorder(self, rows: Tensor) -> None:
-        """Let row ``i`` go on from what row ``rows[i]`` held; (sentences·beam,) int64, within each sentence."""
-        for cache in self.past:
-            for tensor in cache:
-                tensor[:, :, : self.position] = tensor[rows, :, : self.position]
-
-    def select(self, sentences: Tensor) -> None:
-        """Keep only these sentences, (kept,) int64, in this order."""
-        beams = torch.arange(self.beam_size, device=sentences.device)
-        rows = (sentences[:, None] * self.beam_size + beams).flatten()
-        self.past = [KeyValueCache(cache.key[rows], cache.value[rows]) for cache in self.past]
-        self.memory = [KeyValueCache(cache.key[sentences], cache.value[sentences]) for cache in self.memory]
-        self.memory_lengths = self.memory_lengths[sentences]
-
-    def ensure_room(self, step: int = 32) -> None:
-        """Lengthen the caches by ``step`` positions when they are full."""
-        if self.past and self.position >= self.past[0].key.shape[2]:
-            self.past = [KeyValueCache(*(functional.pad(t, (0, 0, 0, step)) for t in cache)) for cache in self.past]
 
 
 class Transformer(nn.Module):
@@ -274,8 +236,9 @@ class Transformer(nn.Module):
         """Return the logits of (..., dim) as (..., target_vocab_size) float32."""
         return functional.linear(hidden, self.output_weight, self.output_bias).float()
 
+    @torch.no_grad()
     def start(self, memory: Tensor, memory_lengths: Tensor, beam_size: int = 1, max_length: int = 64) -> DecoderState:
-        """Prepare step-by-step decoding.
+        """Prepare step-by-step decoding, which passes no gradient.
 
         Args:
             memory: (sentences, source_length, dim), of :meth:`encode`.
@@ -284,14 +247,11 @@ class Transformer(nn.Module):
             max_length: Positions to make room for at first; the caches grow beyond it by themselves.
         """
         projected = [layer.cross_attention.project_key_value(memory) for layer in self._decoder()]
-        rows = memory.shape[0] * beam_size
-        heads, head_dim = self.config.num_heads, self.config.dim // self.config.num_heads
-        past = [
-            KeyValueCache(*(cache.key.new_empty(rows, heads, max_length, head_dim) for _ in range(2)))
-            for cache in projected
-        ]
+        empty = projected[0].key.new_empty(max_length, memory.shape[0] * beam_size, self.config.dim)
+        past = [PastAttention(torch.empty_like(empty), torch.empty_like(empty)) for _ in projected]
         return DecoderState(past, projected, memory_lengths, beam_size)
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Decode one position of every row.
 
@@ -302,7 +262,6 @@ class Transformer(nn.Module):
         Returns:
             Logits of the next token, (sentences·beam, target_vocab_size) float32.
         """
-        state.ensure_room()
         residual = self._embed(self.target_embedding, self.target_positions, tokens[:, None], state.position)
         input = self.decoder_input_norm(residual)
         for layer, past, memory in zip(self._decoder(), state.past, state.memory, strict=True):

@@ -1,3 +1,6 @@
+import gc
+import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,21 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     read(make_loader())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_in_a_reference_cycle_end_at_once() -> None:
+    loader = make_loader(2)
+    iterator = iter(loader)
+    next(iterator)
+    cycle: list[Any] = [loader, iterator]
+    cycle.append(cycle)
+    del loader, iterator
+    before = time.perf_counter()
+    del cycle
+    gc.collect()
+    assert not multiprocessing.active_children()
+    # torch waits 5 seconds for a worker that does not answer.
+    assert time.perf_counter() - before < 4
 
 
 def test_keyed_seeds_differ() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 import datamodules
 from datamodules import TranslationBatch, WMTDataModule
@@ -341,9 +342,10 @@ def test_named_corpora_know_their_files() -> None:
 
 
 def test_readers_travel_to_workers_without_the_data(toy_corpus: Path) -> None:
-    assert len(pickle.dumps(make(toy_corpus).train_dataloader()._loader.dataset)) < 2000
+    loader = make(toy_corpus).train_dataloader()
+    assert len(pickle.dumps(loader._held[0].dataset)) < 2000
     loader = make(toy_corpus, tokenizer=TokenizerConfig(vocab_size=80, dropout=0.1)).train_dataloader()
-    reader = pickle.loads(pickle.dumps(loader._loader.dataset))
+    reader = pickle.loads(pickle.dumps(loader._held[0].dataset))
     assert plain(reader[0, loader.order.batches(0)[0]]) == plain(next(iter(loader)))
 
 
@@ -367,3 +369,24 @@ def test_the_package_imports_nothing_until_asked() -> None:
     assert set(dir(datamodules)) == {"TranslationBatch", "WMTDataModule"}
     with pytest.raises(AttributeError, match="has no attribute 'WMT'; it has TranslationBatch, WMTDataModule"):
         _ = datamodules.WMT
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("batch_tokens=-3", "batch_tokens"),
+        ("num_workers=-1", "num_workers"),
+        ("corpus=wmt15", "corpus"),
+        ("tokenizer.kind=word", "'bpe', 'unigram'"),
+        ("tokenizer.vocab_sizes=100", "vocab_sizes"),
+    ],
+)
+def test_mistakes_show_when_the_configuration_is_parsed(
+    argument: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data=datamodules.WMTDataModule", f"--data.{argument}"])
+    assert message in capsys.readouterr().err

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_models.translation.search import Hypothesis, beam_search, greedy_search, largest, length_divisor
+from lit_models.translation.search import Hypothesis, beam_search, greedy_search, length_divisor
 
 PAD, A, BOS, EOS, B = 0, 1, 2, 3, 4
 VOCAB = 5
@@ -386,16 +386,3 @@ def test_broken_weights_are_reported(beam_size):
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_empty_batch(beam_size):
     assert run(beam_search, HistoryNetwork(), [], beam_size=beam_size) == []
-
-
-@pytest.mark.parametrize("columns", [100, 2048, 2100, 5003])
-@pytest.mark.parametrize("count", [1, 10, 90])
-def test_largest_is_topk(columns, count):
-    values = torch.randn(7, columns)
-    values[0, ::3] = -math.inf
-    values[1, 5:] = -math.inf
-    values[2, -1], values[2, -300 % columns] = 50.0, 60.0
-    expected, found = values.topk(count), largest(values, count)
-    assert torch.equal(found[0], expected.values)
-    assert torch.equal(values.gather(1, found[1]), expected.values)
-    assert all(len(row.unique()) == count for row in found[1])

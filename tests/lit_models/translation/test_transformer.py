@@ -170,12 +170,12 @@ def test_three_way_tying_and_initial_scale():
     network = Transformer(config, 2000)
     assert network.source_embedding.weight is network.output_weight
     # N(0, 1/dim): times sqrt(dim) the embedding has unit variance, and the logits of a normed vector are O(1).
-    assert float(network.output_weight.std()) == pytest.approx(512**-0.5, rel=0.01)
+    assert network.output_weight.std().item() == pytest.approx(512**-0.5, rel=0.01)
     logits = network.project(torch.nn.functional.layer_norm(torch.randn(200, 512), (512,)))
-    assert float(logits.std()) == pytest.approx(1.0, rel=0.05)
+    assert logits.std().item() == pytest.approx(1.0, rel=0.05)
     # fairseq's gain of 1/sqrt(2) for q, k and v: uniform within sqrt(6 / (4 dim)).
     stacked = network.encoder_layers[0].self_attention.query_key_value.weight
-    assert float(stacked.abs().max()) == pytest.approx(math.sqrt(6 / (4 * 512)), rel=0.01)
+    assert stacked.abs().max().item() == pytest.approx(math.sqrt(6 / (4 * 512)), rel=0.01)
 
 
 def test_separate_vocabularies():
