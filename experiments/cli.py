@@ -29,6 +29,7 @@ from experiments.config_check import check
 from experiments.errors import CheckpointWriteError, NonFiniteError, StopRequested, UsageError
 from experiments.loggers import LazyWandbLogger, MetricsCSV, WandbChoice, wandb_mode
 from experiments.parser import HeddleArgumentParser
+from experiments.precision import fastest_precision
 from experiments.predictions import write_predictions
 
 # Training is counted in steps: an epoch's end must not decide when to validate or to stop.
@@ -39,6 +40,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
     # Our loaders divide their data themselves and resume exactly; Lightning's sampler does not.
     "use_distributed_sampler": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
 }
 # Keys that belong to one command or one run, and would make a recorded config unfit for replay.
 _NOT_REPLAYED = ("config", "ckpt_path", "run_dir", "verbose", "return_predictions")
@@ -97,7 +100,7 @@ class HeddleCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands and the arguments that are not offered: checkpoints are never trusted with code."""
-        return {name: hidden | {"weights_only"} for name, hidden in LightningCLI.subcommands().items()}
+        return {name: hidden | {"weights_only", "verbose"} for name, hidden in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that Lightning does not have."""
@@ -110,6 +113,12 @@ class HeddleCLI(LightningCLI):
         parser.add_argument("--wandb_project", type=str, default="heddle", help="Project in W&B.")
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="fit: test the best checkpoint after training."
+        )
+        parser.add_argument(
+            "--auto_precision",
+            type=bool,
+            default=False,
+            help="bf16-mixed where the device multiplies bfloat16 natively, else 32-true.",
         )
         parser.add_class_arguments(CheckpointOptions, "checkpoint")
 
@@ -134,6 +143,8 @@ class HeddleCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if trainer.default_root_dir is not None:
             raise UsageError('"trainer.default_root_dir" is the run directory: use "run_dir"')
+        if self.config[self.subcommand].auto_precision and trainer.precision is not None:
+            raise UsageError('"auto_precision" chooses "trainer.precision": give one of them')
         endless = trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None
         if self.subcommand == "fit" and endless and not trainer.fast_dev_run and not trainer.overfit_batches:
             raise UsageError('training has no end: set "trainer.max_steps"')
@@ -148,6 +159,8 @@ class HeddleCLI(LightningCLI):
         earlier = self._earlier_record()
         self.record = RunRecord(self.run, text, self.given.command_line(), ckpt_path, earlier.get("wandb_id"))
         config = dict(config)
+        if settings.auto_precision:
+            config["precision"] = fastest_precision()
         config["callbacks"] = self._callbacks(config, callbacks)
         config["logger"] = self._loggers(config.get("logger"), settings, text, earlier.get("wandb_id"))
         config["default_root_dir"] = str(self.run.path)
@@ -240,6 +253,8 @@ class HeddleCLI(LightningCLI):
     def _call(self, subcommand: str) -> Any:
         arguments = self._prepare_subcommand_kwargs(subcommand)
         method: Callable[..., Any] = getattr(self.trainer, subcommand)
+        if subcommand in ("validate", "test"):
+            arguments["verbose"] = False  # the modules print their own scores, with what makes them comparable
         return method(**arguments, weights_only=True)
 
     @property
@@ -262,7 +277,9 @@ class HeddleCLI(LightningCLI):
             chosen = best or last
             if chosen is None:
                 raise UsageError('"test_after_fit" has no checkpoint to test: "trainer.enable_checkpointing" is false')
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(chosen), weights_only=True)
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=str(chosen), verbose=False, weights_only=True
+            )
         if self.trainer.is_global_zero:
             self._print_summary(best, last)
 

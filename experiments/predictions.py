@@ -1,5 +1,6 @@
 """Write what ``predict`` returns."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ def write_predictions(predictions: Any, directory: Path) -> Path | None:
     """Write predictions into a run directory.
 
     Args:
-        predictions: What ``Trainer.predict`` returns: one result per batch, in one list or one list per loader.
+        predictions: What ``Trainer.predict`` returns: one result per batch, in one list or one list per loader. Batches
+            sorted by length give ``(line number, text)`` pairs; they are put back into the order of the lines.
         directory: The run directory.
 
     Returns:
@@ -19,6 +21,8 @@ def write_predictions(predictions: Any, directory: Path) -> Path | None:
     if not predictions:
         return None
     flat = list(_flatten(predictions))
+    if flat and all(isinstance(item, tuple) for item in flat):
+        flat = [text for _, text in sorted(flat)]
     if flat and all(isinstance(item, str) for item in flat):
         path = directory / "predictions.txt"
         path.write_text("".join(f"{item}\n" for item in flat), encoding="utf-8")
@@ -28,8 +32,10 @@ def write_predictions(predictions: Any, directory: Path) -> Path | None:
     return path
 
 
-def _flatten(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+def _flatten(value: Any) -> Iterator[Any]:
+    """Yield the results of nested lists; a ``(line number, text)`` pair is one result."""
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], int) and isinstance(value[1], str)
+    if isinstance(value, list | tuple) and not pair:
         for item in value:
             yield from _flatten(item)
     else:

@@ -23,6 +23,10 @@ _WARNINGS = (
     (r".*The dirpath has changed from.*", "a resumed run has its own directory; BestCheckpoint carries the score over"),
     (r".*You have overridden `on_before_batch_transfer`.*", "our modules count tokens there on purpose"),
     (r".*with `self\.log\(.*batch_size.*", "losses are logged with their own count"),
+    (
+        r".*callbacks used to create the checkpoint need to be provided.*",
+        "testing needs no checkpointing; a resumed run without its averaging is an error of our own",
+    ),
     (r".*GPU available but not used.*", "the accelerator is chosen in the config"),
 )
 

@@ -1,8 +1,10 @@
 """The LightningModule of machine translation."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -17,7 +19,7 @@ from lit_models.checks import check_at_least, check_probability
 from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
 from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network, difference
 from lit_models.translation.loss import translation_loss
-from lit_models.translation.metrics import corpus_scores
+from lit_models.translation.metrics import CorpusScores, corpus_scores
 from lit_models.translation.search import Hypothesis, beam_search
 from lit_models.translation.transformer import Transformer, TransformerConfig
 
@@ -244,14 +246,16 @@ class TranslationModule(pl.LightningModule):
         self.log(f"{prefix}/perplexity", loss.exp().float())
         for name, value in scores.values.items():
             self.log(f"{prefix}/{name}", value, prog_bar=name == "bleu")
-        self.print_scores(prefix, scores.signatures, scores.values)
-        self.evaluated_lines = [text for text, _ in ordered]
+        if self.trainer.state.fn != "fit" and self.trainer.is_global_zero:
+            self._report(prefix, float(loss), scores, [text for text, _ in ordered])
 
-    def print_scores(self, prefix: str, signatures: dict[str, str], values: dict[str, float]) -> None:
-        """Print the test scores with their sacreBLEU signatures, without which a score cannot be compared."""
-        if prefix == "test" and self.trainer.is_global_zero:
-            for name, value in values.items():
-                print(f"{prefix}/{name} {value:.2f}  {signatures[name]}")
+    def _report(self, prefix: str, loss: float, scores: CorpusScores, translations: list[str]) -> None:
+        """Write the translations, and print the scores with the signatures without which none can be compared."""
+        path = Path(self.trainer.default_root_dir) / f"{prefix}_translations.txt"
+        path.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
+        print(f"{prefix}/loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}")
+        for name, value in scores.values.items():
+            print(f"{prefix}/{name} {value:.2f}  {scores.signatures[name]}")
 
 
 def _plain(value: Any) -> Any:

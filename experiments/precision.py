@@ -1,0 +1,17 @@
+"""Which precision multiplies fastest here without a loss scale to tune."""
+
+from typing import Literal
+
+
+def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
+    """Return ``bf16-mixed`` where the device multiplies bfloat16 natively, else ``32-true``.
+
+    A CPU without such instructions emulates them, many times slower than float32.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
