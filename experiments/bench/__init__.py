@@ -8,6 +8,7 @@ from experiments.errors import near_miss
 # name -> (module whose ``main(argv) -> int`` runs it, one line for --help)
 BENCHMARKS = {
     "translation": ("experiments.bench.translation", "training, decoding and Lightning's overhead against Marian"),
+    "run": ("experiments.bench.run", "the result of a training: its scores, minutes, commit and hardware as a row"),
     "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),
 }
 

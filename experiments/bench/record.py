@@ -28,10 +28,18 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], packages: Sequence[str]
     Raises:
         ValueError: If the file has other columns.
     """
-    path = RESULTS / f"{name}.csv"
     context = measured_on(packages)
-    complete = [{**context, **row} for row in rows]
-    columns = list(complete[0])
+    return append(name, [{**context, **row} for row in rows])
+
+
+def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Append complete rows to ``experiments/results/NAME.csv``.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    path = RESULTS / f"{name}.csv"
+    columns = list(rows[0])
     exists = path.exists() and path.stat().st_size > 0
     if exists:
         with path.open(encoding="utf-8", newline="") as file:
@@ -43,7 +51,7 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], packages: Sequence[str]
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         if not exists:
             writer.writeheader()
-        writer.writerows(complete)
+        writer.writerows(rows)
     return path
 
 

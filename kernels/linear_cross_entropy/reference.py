@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits of one chunk, in bytes: small enough to stay in a CPU's last-level cache between the passes over them.
-CHUNK_BYTES = 8 * 2**20
+# Logits of one chunk, in bytes. On a CPU they stay in the last-level cache between the passes over them; elsewhere a
+# chunk is large enough to fill the device.
+CHUNK_BYTES = {"cpu": 8 * 2**20}
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 
 
 def linear_cross_entropy(
@@ -57,7 +59,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(weight[:, 0], dtype=torch.promote_types(weight.dtype, torch.float32)) if needs[2] else None
         )
         loss = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        chunk_rows = max(1, CHUNK_BYTES // (weight.shape[0] * loss.element_size()))
+        chunk_bytes = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES_ELSEWHERE)
+        chunk_rows = max(1, chunk_bytes // (weight.shape[0] * loss.element_size()))
         for start in range(0, rows.shape[0], chunk_rows):
             chunk = slice(start, start + chunk_rows)
             logits = (kept_hidden[chunk] @ matrix.T).to(loss.dtype)

@@ -129,7 +129,8 @@ class TranslationModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the number of target tokens in the whole step, before they are clipped."""
         loss = self._totals.scale_gradients(self.parameters(), self.trainer.accumulate_grad_batches)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # The loggers take what was logged in the last step of each interval, and nothing of the steps before it.
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", loss)
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
             self.log("train/tokens", float(self.tokens_seen))

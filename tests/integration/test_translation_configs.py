@@ -114,9 +114,32 @@ def test_settings_that_a_checkpoint_would_override_are_refused(corpus, tmp_path,
     assert "optimizer.init_args.lr: checkpoint 0.003, config 1e-05" in message
 
 
-def test_metrics_are_recorded(corpus, tmp_path):
-    fit_synthetic(corpus, tmp_path / "run", "--trainer.max_steps=3", "--trainer.log_every_n_steps=1")
+def test_metrics_are_recorded_at_their_own_step(corpus, tmp_path):
+    fit_synthetic(corpus, tmp_path / "run", "--trainer.max_steps=6", "--trainer.log_every_n_steps=2")
     with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = {name for row in rows for name, value in row.items() if value}
-    assert {"train/loss", "train/learning_rate", "val/loss", "val/bleu", "val/perplexity", "step"} <= columns
+    rates = {int(row["step"]): float(row["train/learning_rate"]) for row in rows if row["train/learning_rate"]}
+    # 3e-3 after a warm-up of 100 steps; the rate of step n is that of the n-th update.
+    assert rates == {step: pytest.approx(3e-3 * step / 100) for step in (2, 4, 6)}
+    tokens = [float(row["train/tokens"]) for row in rows if row["train/tokens"]]
+    assert len(tokens) == 3
+    assert tokens == sorted(set(tokens))
+    assert all(row["train/loss"] for row in rows if row["train/tokens"])
+    validated = [row for row in rows if row["val/bleu"]]
+    assert [row["step"] for row in validated] == ["3", "6"]
+    assert all(row["val/loss"] and row["val/perplexity"] and row["val/chrf"] for row in validated)
+
+
+def test_a_run_becomes_a_row(corpus, tmp_path, monkeypatch, capsys):
+    from experiments.bench import record
+
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    fit_synthetic(corpus, tmp_path / "run", "--trainer.max_steps=2", "--test_after_fit=true")
+    run("bench", "run", str(tmp_path / "run"), "--record")
+    with (tmp_path / "results" / "runs.csv").open(encoding="utf-8", newline="") as file:
+        [row] = list(csv.DictReader(file))
+    assert row["steps"] == "2"
+    assert row["config"].endswith("synthetic.yaml")
+    assert set(row) >= {"date", "commit", "hardware", "torch", "minutes", "test/bleu", "test/bleu_moses_lowercase"}
+    assert main(["bench", "run", str(tmp_path)]) == 2
+    assert "is not the directory of a run that was tested" in capsys.readouterr().err
