@@ -23,8 +23,11 @@ def linear_cross_entropy(
     target = target.reshape(-1)
     kept = target != ignore_index
     count = kept.sum()
-    compute_dtype = _autocast_dtype(hidden)
-    loss = _LinearCrossEntropy.apply(hidden, weight, bias, target, kept, label_smoothing, compute_dtype)
+    # Inside the function gradients are always off, so whether they are wanted is asked here.
+    trains = torch.is_grad_enabled()
+    loss = _LinearCrossEntropy.apply(
+        hidden, weight, bias, target, kept, label_smoothing, _autocast_dtype(hidden), trains
+    )
     return loss, count
 
 
@@ -45,12 +48,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         kept: Tensor,
         label_smoothing: float,
         compute_dtype: torch.dtype,
+        trains: bool,
     ) -> Tensor:
         rows = kept.nonzero().squeeze(1)
         # Padding is dropped before the product, not after it.
         kept_hidden, kept_target = hidden[rows].to(compute_dtype), target[rows]
         matrix = weight.to(compute_dtype)
-        needs = context.needs_input_grad[:3]
+        needs = [trains and needed for needed in context.needs_input_grad[:3]]
         grad_kept = torch.empty_like(kept_hidden) if needs[0] else None
         grad_weight = (
             torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if needs[1] else None
@@ -94,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
             None if grad_weight is None else (grad_weight * grad_loss).to(weight_dtype),
             None if grad_bias is None else (grad_bias * grad_loss).to(bias_dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 

@@ -47,6 +47,14 @@ def test_nothing_but_padding():
     assert float(torch.autograd.grad(loss, weight)[0].abs().sum()) == 0.0
 
 
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
+    hidden, weight, _, target = draw()
+    wanted = linear_cross_entropy(hidden, weight, target)[0].detach()
+    monkeypatch.setattr(reference, "_grad_logits", None)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, weight, target)[0], wanted)
+
+
 def test_gradcheck():
     hidden, weight, bias, target = draw()
     assert torch.autograd.gradcheck(
@@ -75,7 +83,7 @@ def test_extreme_logits_stay_finite():
     hidden = torch.tensor([[100.0]], requires_grad=True)
     weight = torch.tensor([[100.0], [-100.0]], requires_grad=True)
     loss, _ = linear_cross_entropy(hidden, weight, torch.tensor([1]))
-    assert float(loss) == 20_000.0
+    assert loss.item() == 20_000.0
     assert torch.isfinite(torch.autograd.grad(loss, weight)[0]).all()
 
 
