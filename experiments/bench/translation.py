@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import EOS_ID, PAD_ID, TranslationBatch
+from experiments import quiet
 from experiments.bench.record import alternate, median_ratio, record
 from experiments.command import CommandParser, run
 from lit_models.pretrained.marian import to_marian
@@ -30,7 +31,6 @@ from lit_models.translation.search import beam_search, greedy_search
 # Transformer-Tiny of Wu et al. 2021, the published Multi30k recipe.
 TINY = TransformerConfig(dim=128, feed_forward_dim=256, num_heads=4, encoder_layers=4, decoder_layers=4, dropout=0.3)
 LABEL_SMOOTHING = 0.1
-DECODE_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    import logging
-    import warnings
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet.install()
     torch.manual_seed(options.seed)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -65,7 +61,8 @@ def _main(argv: list[str]) -> None:
         rows += _overhead_rows(data, precision, options.steps, options.rounds)
         if options.checkpoint:
             network = load_checkpoint(options.checkpoint).network
-        rows += _decoding_rows(network, data, precision, options.sentences, options.rounds)
+        for size in map(int, options.decode_batch.split(",")):
+            rows += _decoding_rows(network, data, precision, options.sentences, size, options.rounds)
     for row in rows:
         print("  ".join(f"{value}" for value in row.values() if value != ""))
     if options.record:
@@ -80,6 +77,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--steps", type=int, default=12, help="optimiser steps in a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each provider; medians are reported")
     parser.add_argument("--sentences", type=int, default=256, help="test sentences to decode")
+    parser.add_argument("--decode_batch", default="64,128", help="sentences decoded together; several with commas")
     parser.add_argument("--length_multiple", type=int, default=1, help="our batches are padded to a multiple of this")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seed", type=int, default=1, help="of weights and batches")
@@ -240,14 +238,14 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _decoding_rows(
-    network: Transformer, data: Any, precision: str, sentences: int, rounds: int
+    network: Transformer, data: Any, precision: str, sentences: int, size: int, rounds: int
 ) -> list[dict[str, Any]]:
     """Time greedy search and a beam of 5 on the same batches of test sentences, sorted by length."""
     network.eval()
     model = _marian(network).eval()
     sources = sorted((pair.source for pair in _pairs(list(data.test_dataloader()))), key=len)
     sources = sources[:: max(1, len(sources) // sentences)][:sentences]
-    batches = [_padded(sources[i : i + DECODE_BATCH]) for i in range(0, len(sources), DECODE_BATCH)]
+    batches = [_padded(sources[i : i + size]) for i in range(0, len(sources), size)]
     rows = []
     for beam_size in (1, 5):
         found: dict[str, list[list[int]]] = {}
@@ -258,7 +256,7 @@ def _decoding_rows(
         alternate(tasks, 1)
         seconds = alternate(tasks, rounds)
         equal = sum(a == b for a, b in zip(found["heddle"], found["marian"], strict=True)) / len(sources)
-        part = "greedy" if beam_size == 1 else f"beam {beam_size}"
+        part = f"{'greedy' if beam_size == 1 else f'beam {beam_size}'}, {size} sentences"
         note = f"equal translations {equal:.1%}"
         rows += [
             _row(part, name, precision, "sentences/s", len(sources) / statistics.median(times), times, seconds, note)

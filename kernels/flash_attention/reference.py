@@ -64,7 +64,7 @@ def attention(
     mask = attention_mask(query_length, key_length, causal=causal, key_lengths=key_lengths, device=query.device)
     # A query without any key must give 0 and pass no gradient, whatever the values behind the mask are.
     blind = None
-    if mask is not None:
+    if mask is not None and _may_be_blind(query_length, key_length, causal, key_lengths):
         blind = ~mask.any(dim=-1, keepdim=True)
         mask = mask | blind
     if bias is not None:
@@ -79,6 +79,15 @@ def attention(
             query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scale, enable_gqa=grouped
         )
     return output if blind is None else output.masked_fill(blind, 0.0)
+
+
+def _may_be_blind(query_length: int, key_length: int, causal: bool, key_lengths: Tensor | None) -> bool:
+    """Whether a query could be without any key: above the diagonal's start, or in an example without keys."""
+    if causal and query_length > key_length:
+        return True
+    if key_lengths is None or key_lengths.device.type != "cpu":
+        return key_lengths is not None  # to look at the values on a device would be to wait for it
+    return bool((key_lengths < 1).any())
 
 
 def _slow_fused_backward(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from datamodules.batches import TranslationBatch
+from datamodules.batches import BOS_ID, EOS_ID, PAD_ID, TranslationBatch
 from lit_models.checks import check_at_least, check_probability
 from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
 from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network, difference
@@ -98,7 +98,16 @@ class TranslationModule(pl.LightningModule):
         """Build the network for the datamodule's vocabulary, once."""
         if self.network is not None:
             return
-        tokenizer = self.tokenizer
+        tokenizer, config = self.tokenizer, self.network_config
+        for name, data_id in (("pad_id", PAD_ID), ("bos_id", BOS_ID), ("eos_id", EOS_ID)):
+            if getattr(config, name) != data_id:
+                raise ValueError(f"network.{name} is {getattr(config, name)}; in the data's vocabulary it is {data_id}")
+        longest = self._datamodule.max_length
+        if config.positions == "learned" and longest > config.max_positions:
+            raise ValueError(
+                f"network.max_positions {config.max_positions} is less than the data's max_length {longest}: learned "
+                "positions know no longer sentence"
+            )
         target_vocab_size = None if tokenizer.shared else tokenizer.target_vocab_size
         self.network = Transformer(self.network_config, tokenizer.source_vocab_size, target_vocab_size)
 
@@ -159,12 +168,15 @@ class TranslationModule(pl.LightningModule):
     def translate(self, source: Tensor, source_lengths: Tensor, beam_size: int) -> list[list[Hypothesis]]:
         """Search the translations of (batch, source_length) token rows, best first."""
         memory = self._built.encode(source, source_lengths)
+        limits = source_lengths.long() + self.search.max_extra_length
+        if self.network_config.positions == "learned":
+            limits = limits.clamp(max=self.network_config.max_positions)
         return beam_search(
             self._built,
             memory,
             source_lengths,
             beam_size=beam_size,
-            max_length=source_lengths.long() + self.search.max_extra_length,
+            max_length=limits,
             length_penalty=self.search.length_penalty,
             length_penalty_kind=self.search.length_penalty_kind,
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels import dropout
+from lit_models.checks import check_at_least, check_probability
 from lit_models.layers import (
     Activation,
     FeedForward,
@@ -75,13 +76,16 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "feed_forward_dim", "num_heads", "encoder_layers", "decoder_layers", "max_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(name, getattr(self, name), 1)
         for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+            check_probability(name, getattr(self, name))
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide dim {self.dim}")
+        sinusoid = ("sinusoid_layout", "sinusoid_exponent", "sinusoid_first_row")
+        without_effect = sinusoid if self.positions == "learned" else ("max_positions",)
+        for field in fields(self):
+            if field.name in without_effect and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name} has no effect with {self.positions} positions; leave it out")
         if self.positions == "sinusoidal" and self.dim % 2:
             raise ValueError(f"dim must be even for sinusoidal positions, got {self.dim}")
 

@@ -221,6 +221,8 @@ def test_dropout_is_everywhere_in_training_and_nowhere_else():
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"encoder_layers": 0}, "encoder_layers must be at least 1, got 0"),
         ({"dim": 15, "num_heads": 5}, "dim must be even"),
+        ({"max_positions": 16}, "max_positions has no effect with sinusoidal positions"),
+        ({"positions": "learned", "sinusoid_first_row": 2}, "sinusoid_first_row has no effect with learned positions"),
     ],
 )
 def test_impossible_configs_are_refused(change, message):
