@@ -104,10 +104,17 @@ class ResumableLoader(Generic[Batch]):
         order: Says which items make up each batch of each epoch.
         num_workers: Processes that read ahead; 0 reads in this process.
         pin_memory: Copy batches to page-locked memory, for faster transfer to a GPU.
+        restart: Start every pass at the first batch, as an evaluation does.
     """
 
     def __init__(
-        self, reader: BatchReader[Batch], order: BatchOrder, *, num_workers: int = 0, pin_memory: bool = False
+        self,
+        reader: BatchReader[Batch],
+        order: BatchOrder,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        restart: bool = False,
     ) -> None:
         self.order = order
         self._requests = _Requests(order)
@@ -127,6 +134,7 @@ class ResumableLoader(Generic[Batch]):
         # The finalizer keeps them out of the cycle and lets go of them in the right order.
         self._held = [loader]
         weakref.finalize(self, self._held.clear)
+        self._restart = restart
         self._epoch = 0
         self._position = 0
         self._resumed = False
@@ -137,6 +145,8 @@ class ResumableLoader(Generic[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator starts at the first next(): Lightning calls iter() more often than it iterates.
+        if self._restart and not self._resumed:
+            self._epoch, self._position = 0, 0
         self._requests.epoch, self._requests.position = self._epoch, self._position
         self._requests.count = len(self) - (self._position if self._resumed else 0)
         self._resumed = False

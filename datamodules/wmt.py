@@ -25,7 +25,7 @@ Loader = ResumableLoader[TranslationBatch]
 class WMTDataModule(pl.LightningDataModule):
     """Reads line-aligned text files ``<prefix>.<language>``, plain or ``.gz``, and makes batches by token budget.
 
-    Everything is checked before training starts: missing files and languages, unequal line counts, blank lines and
+    Everything is checked before anything is learnt: missing files and languages, unequal line counts, blank lines and
     invalid UTF-8 are errors that name file and line. A SentencePiece tokenizer is learnt from the training split once,
     and token ids are stored in memory-mapped files; both lie in ``cache_dir`` under a key of the settings and the
     text's hash.
@@ -114,25 +114,30 @@ class WMTDataModule(pl.LightningDataModule):
         self._orders: dict[str, TokenBatches] = {}
 
     def prepare_data(self) -> None:
-        """Fetches a named corpus, checks all files, learns the tokenizer and tokenises the splits that are there.
+        """Fetches a named corpus, checks the files, learns the tokenizer and tokenises.
+
+        For training, and when no Trainer calls, these are all splits that are there; otherwise those of the stage.
 
         Raises:
-            FileNotFoundError: If the training files, a language or the directory is missing.
-            ValueError: If a file's content is not as it must be.
-            OSError: If a download fails or nothing can be written.
+            FileNotFoundError: If the directory, a language or a split that the stage needs is missing, or a download
+                fails.
+            ValueError: If a file's content is not as it must be, or nothing can be written.
         """
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        needed = _NEEDED_SPLITS[stage.value] if stage is not None else ("train",)
         if self.corpus == "directory":
             # Before anything is written: data_dir may be mistyped.
-            find_file(self.data_dir, self.prefixes["train"], self.languages[0])
+            for split in self._with_training(needed):
+                find_file(self.data_dir, self.prefixes[split], self.languages[0])
         prepared = PreparedData(self.cache_dir)
         with prepared.locked():
             fetch_corpus(self.corpus, self.data_dir, list(self.prefixes.values()), self.languages)
-            train = self._check(prepared, "train")
-            tokenizer = prepared.tokenizer(train, self.tokenizer_config)
-            self._open(prepared, train, "train", tokenizer)
-            for split in ("valid", "test"):
-                if self._is_there(split):
-                    self._open(prepared, self._check(prepared, split), split, tokenizer)
+            if "train" in needed:
+                needed += tuple(split for split in ("valid", "test") if split not in needed and self._is_there(split))
+            files = self._check(prepared, needed)
+            tokenizer = self._find_tokenizer(prepared, files)
+            for split in needed:
+                self._open(prepared, files[split], split, tokenizer)
 
     def setup(self, stage: str) -> None:
         """Opens the splits of a stage and plans their batches.
@@ -145,12 +150,11 @@ class WMTDataModule(pl.LightningDataModule):
             ValueError: If ``batch_tokens`` is smaller than the longest sentence, or a checkpoint that was loaded needs
                 another tokenizer.
         """
-        needed = {"fit": ("train", "valid"), "validate": ("valid",)}.get(stage, ("test",))
+        needed = _NEEDED_SPLITS[stage]
         prepared = PreparedData(self.cache_dir)
         with prepared.locked():
-            train = self._check(prepared, "train")
-            self.tokenizer = prepared.tokenizer(train, self.tokenizer_config)
-            files = {split: train if split == "train" else self._check(prepared, split) for split in needed}
+            files = self._check(prepared, needed)
+            self.tokenizer = self._find_tokenizer(prepared, files)
             for split in needed:
                 self._splits[split] = self._open(prepared, files[split], split, self.tokenizer)
         self._refuse_another_tokenizer()
@@ -159,11 +163,31 @@ class WMTDataModule(pl.LightningDataModule):
             if split == "train" and files[split].pairs < files[split].summary.lines:
                 rank_zero_info(f"{files[split]}: {files[split].summary.empty:,} pairs with a blank side are left out")
 
-    def _check(self, prepared: PreparedData, split: str) -> SplitFiles:
+    def _with_training(self, splits: tuple[str, ...]) -> tuple[str, ...]:
+        """Adds the training split, whose text decides the tokenizer, unless a checkpoint has brought one instead."""
+        if "train" in splits or (self._restored is not None and not self._is_there("train")):
+            return splits
+        return ("train", *splits)
+
+    def _check(self, prepared: PreparedData, splits: tuple[str, ...]) -> dict[str, SplitFiles]:
+        """Checks the files of splits, and those that the tokenizer comes from."""
         skip = self.on_empty == "skip"
-        return prepared.check(
-            self.data_dir, self.prefixes[split], self.languages, allow_empty=skip, skip_empty=skip and split == "train"
-        )
+        return {
+            split: prepared.check(
+                self.data_dir,
+                self.prefixes[split],
+                self.languages,
+                allow_empty=skip,
+                skip_empty=skip and split == "train",
+            )
+            for split in self._with_training(splits)
+        }
+
+    def _find_tokenizer(self, prepared: PreparedData, files: dict[str, SplitFiles]) -> Tokenizer:
+        """Returns the tokenizer of the training text, or the checkpoint's where there is no training text."""
+        if self._restored is not None and "train" not in files:
+            return self._restored
+        return prepared.tokenizer(files["train"], self.tokenizer_config)
 
     def _is_there(self, split: str) -> bool:
         """Says whether any file of a split is there; one of two is for the check to refuse."""
@@ -264,7 +288,12 @@ class WMTDataModule(pl.LightningDataModule):
             with_text=with_text,
         )
         return ResumableLoader(
-            reader, self._orders[split], num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
+            reader,
+            self._orders[split],
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # A validation of fewer batches than there are must score the same sentences every time.
+            restart=split != "train",
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,6 +308,8 @@ class WMTDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Checks that a checkpoint was trained with the tokenizer and languages of this data.
+
+        Before ``prepare_data`` it also brings the tokenizer: without training files, the other splits can be read.
 
         Raises:
             ValueError: If it was not: its network would read other words into the same token ids.
@@ -307,6 +338,12 @@ _DIRECTORIES = {
     "synthetic": "data/synthetic_translation",
     "multi30k": "data/multi30k",
     "wmt14": "data/wmt14",
+}
+_NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
+    "fit": ("train", "valid"),
+    "validate": ("valid",),
+    "test": ("test",),
+    "predict": ("test",),
 }
 _EVALUATION_PREFIXES = {
     "directory": ("valid", "test"),

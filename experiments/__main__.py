@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("experiments.cli", "write predictions: predict --ckpt_path CHECKPOINT [-c CONFIG]"),
     "translate": ("experiments.translate", "translate lines: translate --checkpoint CHECKPOINT < lines"),
     "attend": ("experiments.attend", "draw attention maps: attend --checkpoint CHECKPOINT --text TEXT"),
+    "average": ("experiments.average", "average checkpoints: average --output FILE --run RUN --last N"),
     "bench": ("experiments.bench", "measure speed against other libraries: bench translation"),
 }
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
@@ -85,5 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     return int(importlib.import_module(COMMANDS[command][0]).main(arguments) or 0)
 
 
+def run() -> int:
+    """Run one command; Ctrl-C while it is imported, which takes seconds, is no traceback."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

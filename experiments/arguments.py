@@ -114,6 +114,8 @@ def complete(arguments: Arguments) -> Arguments:
         return arguments
     configs = list(arguments.configs)
     checkpoint = arguments.option("ckpt_path")
+    if arguments.command != "fit" and checkpoint is None and not configs:
+        raise UsageError(needs_checkpoint(arguments.command))
     if checkpoint is not None and checkpoint not in ("null", "None"):
         check_checkpoint_path(checkpoint)
         beside = Path(checkpoint).resolve().parent.parent / "config.yaml"
@@ -127,6 +129,11 @@ def complete(arguments: Arguments) -> Arguments:
     for config in configs:
         _check_config_path(config)
     return Arguments(arguments.command, configs, arguments.overrides, arguments.rest)
+
+
+def needs_checkpoint(command: str) -> str:
+    """Return what to say when a command that evaluates has no weights."""
+    return f"{command} needs --ckpt_path CHECKPOINT: without one it would use random weights"
 
 
 def _check_config_path(config: str) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datamodules.text.corpus import is_blank
 from experiments.attention_plot import ATTENDING, READ, WRITTEN, draw_attention, readable, save
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
-from experiments.translator import DEVICES, Translator
+from experiments.translator import DEVICES, Translator, check_length_penalty
 from lit_models.translation.search import beam_search
 
 FORMATS = ("png", "pdf")
@@ -34,7 +35,10 @@ def build_parser() -> CommandParser:
     add("--layer", default="last", help="a layer's number from 1, last, or all")
     add("--heads", choices=("average", "all"), default="average", help="the mean of the heads, or a panel for each")
     add(
-        "--output", default="attention", metavar="PREFIX", help="the files are PREFIX_encoder.png, PREFIX_cross.pdf ..."
+        "--output",
+        default="attention",
+        metavar="PREFIX",
+        help="the files are PREFIX_encoder.png, PREFIX_cross.pdf ...; its directory is made if it is missing",
     )
     add("--beam", type=int, default=5, help="beam size of the model's own translation")
     add("--length-penalty", type=float, default=0.6, metavar="ALPHA", help="GNMT length penalty of that translation")
@@ -48,17 +52,24 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         UsageError: A value is out of its range.
     """
-    if not options.text.strip():
+    if is_blank(options.text):
         raise UsageError("--text is empty: there is nothing to attend to")
-    if options.target is not None and not options.target.strip():
+    if options.target is not None and is_blank(options.target):
         raise UsageError("--target is empty; leave it out to see the model's own translation")
     if options.beam < 1:
         raise UsageError(f"--beam {options.beam}: it must be at least 1")
     if options.layer not in ("last", "all") and not (options.layer.isdecimal() and int(options.layer)):
         raise UsageError(f'--layer "{options.layer}": it must be a layer\'s number from 1, last, or all')
-    directory = Path(options.output).parent
-    if not directory.is_dir():
-        raise UsageError(f'--output "{options.output}": there is no directory "{directory}"')
+    check_length_penalty(options.length_penalty)
+    directory = _directory(options.output)
+    existing = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    if not existing.is_dir():
+        raise UsageError(f'--output "{options.output}": "{existing}" is a file, not a directory')
+
+
+def _directory(prefix: str) -> Path:
+    """Return the directory of the files whose names begin with a prefix; ``figures/`` is one itself."""
+    return Path(f"{prefix}_").parent.resolve()
 
 
 def choose_layers(wanted: str, count: int, stack: str) -> list[int]:
@@ -120,6 +131,7 @@ def draw(translator: Translator, options: argparse.Namespace) -> list[Path]:
         "decoder": ("Decoder self-attention", maps.decoder, written, read, WRITTEN),
         "cross": ("Cross-attention", maps.cross, written, source, WRITTEN),
     }
+    _directory(options.output).mkdir(parents=True, exist_ok=True)
     files = []
     for name, (title, layers, rows, columns, row_axis) in stacks.items():
         for layer in chosen[name]:

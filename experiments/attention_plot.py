@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.textpath import TextPath
 from torch import Tensor
 
+from experiments.line_io import replaced_when_done
 from lit_models.translation.transformer import AttentionMaps
 
 CELL = 0.27
@@ -142,14 +143,14 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure in the format of the path's suffix, such as .png or .pdf; text in a PDF stays text.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written; what was there before stays.
     """
     path = Path(path)
     resolution = min(RESOLUTION, LARGEST_SIDE / max(figure.get_size_inches()))
     # Without the date the same weights give the same bytes.
     metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(path, dpi=resolution, metadata=metadata)
+    with matplotlib.rc_context({"pdf.fonttype": 42}), replaced_when_done(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=resolution, metadata=metadata)
 
 
 def save_overview(

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments import arguments as command_line
@@ -25,8 +24,9 @@ from experiments.callbacks.progress import StepProgressBar
 from experiments.callbacks.rng_state import RNGState
 from experiments.callbacks.run_record import RunRecord
 from experiments.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from experiments.config_check import check
-from experiments.errors import CheckpointWriteError, NonFiniteError, StopRequested, UsageError
+from experiments.config_check import check, check_settings
+from experiments.errors import StopRequested, UsageError
+from experiments.failures import judge, message, resume_hint
 from experiments.loggers import LazyWandbLogger, MetricsCSV, WandbChoice, wandb_mode
 from experiments.parser import HeddleArgumentParser
 from experiments.precision import fastest_precision
@@ -45,15 +45,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 # Keys that belong to one command or one run, and would make a recorded config unfit for replay.
 _NOT_REPLAYED = ("config", "ckpt_path", "run_dir", "verbose", "return_predictions")
-# What a mistake in a file or a value raises. After the first batch the same errors are defects of the code.
-_INPUT_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    MisconfigurationException,
-)
 
 
 class HeddleCLI(LightningCLI):
@@ -65,6 +56,7 @@ class HeddleCLI(LightningCLI):
         last: The callback that writes ``last.ckpt``.
         best: The callback that writes ``best.ckpt``, if a metric is monitored.
         checkpoint: What ``--ckpt_path`` holds; its tensors stay in the file.
+        built: The classes that the configuration describes, and the key of each.
     """
 
     def __init__(self) -> None:
@@ -73,6 +65,7 @@ class HeddleCLI(LightningCLI):
         self.last: LastCheckpoint | None = None
         self.best: BestCheckpoint | None = None
         self.checkpoint: dict[str, Any] = {}
+        self.built: dict[type, str] = {}
 
     def start(self, given: command_line.Arguments) -> None:
         """Parse, build and run, all of which LightningCLI does in its constructor.
@@ -125,7 +118,7 @@ class HeddleCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check files and overrides, then parse."""
         if not self.given.asks_for_help:
-            check(self._subcommand_parsers[self.given.command], self.given)
+            self.built = check(self._subcommand_parsers[self.given.command], self.given)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -139,15 +132,8 @@ class HeddleCLI(LightningCLI):
             self.checkpoint = read_checkpoint(path, mmap=True)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse values that would be overridden or would run for ever."""
-        trainer = self.config[self.subcommand].trainer
-        if trainer.default_root_dir is not None:
-            raise UsageError('"trainer.default_root_dir" is the run directory: use "run_dir"')
-        if self.config[self.subcommand].auto_precision and trainer.precision is not None:
-            raise UsageError('"auto_precision" chooses "trainer.precision": give one of them')
-        endless = trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None
-        if self.subcommand == "fit" and endless and not trainer.fast_dev_run and not trainer.overfit_batches:
-            raise UsageError('training has no end: set "trainer.max_steps"')
+        """Refuse values that contradict each other or the checkpoint."""
+        check_settings(str(self.subcommand), self.config[self.subcommand], self.checkpoint)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Build the trainer with the run directory and what always belongs to a run."""
@@ -273,10 +259,10 @@ class HeddleCLI(LightningCLI):
         """Test if asked to, and say where everything is."""
         best = Path(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last = self.last.path if self.last and self.last.path.is_file() else None
-        if self.config[self.subcommand].test_after_fit:
+        if self.config[self.subcommand].test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             chosen = best or last
             if chosen is None:
-                raise UsageError('"test_after_fit" has no checkpoint to test: "trainer.enable_checkpointing" is false')
+                raise UsageError('"test_after_fit" has no checkpoint to test: no step was trained')
             self.trainer.test(
                 self.model, datamodule=self.datamodule, ckpt_path=str(chosen), verbose=False, weights_only=True
             )
@@ -307,33 +293,27 @@ def main(argv: list[str] | None = None) -> int:
         The exit code, see :mod:`experiments.errors`.
     """
     quiet.install()
-    words = sys.argv[1:] if argv is None else argv
+    with quiet.unbreakable_output():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(words: list[str]) -> int:
     cli = HeddleCLI()
     try:
         cli.start(command_line.complete(command_line.split(words)))
     except SystemExit as stop:
-        return 130 if cli.record and cli.record.interrupted else int(stop.code or 0)
+        return _interrupted(cli) if cli.record and cli.record.interrupted else int(stop.code or 0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return _interrupted(cli)
     except StopRequested as stop:
         _say_where_to_resume(cli)
         return 128 + stop.signal_number
-    except UsageError as error:
-        return _fail(cli, error, 2)
-    except NonFiniteError as error:
-        return _fail(cli, error, 3)
-    except CheckpointWriteError as error:
-        return _fail(cli, error, 4)
-    except _INPUT_ERRORS as error:
-        origin = _origin(error)
-        if _has_started(cli) or not isinstance(origin, _INPUT_ERRORS):
+    except Exception as error:
+        verdict = judge(error, cli.record, cli.built)
+        if verdict is None:
             raise
-        return _fail(cli, origin, 2)
-    except RuntimeError as error:
-        if _has_started(cli) or not str(error).startswith("Error(s) in loading state_dict"):
-            raise
-        return _fail(cli, UsageError(f"the checkpoint does not fit the network: {_joined(error)}"), 2)
+        return _fail(cli, *verdict)
     return 0
 
 
@@ -346,42 +326,24 @@ def _process_rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
 
 
-def _has_started(cli: HeddleCLI) -> bool:
-    return cli.record is not None and cli.record.started
+def _interrupted(cli: HeddleCLI) -> int:
+    if cli.run is not None and not (cli.record and cli.record.started):
+        cli.run.discard()
+    return 130
 
 
-def _origin(error: Exception) -> Exception:
-    """Return what a constructor raised; jsonargparse wraps it in a list of all the types that it tried."""
-    found: BaseException = error
-    while found.__cause__ is not None and str(found).startswith(("Does not validate against", "Problem with given")):
-        found = found.__cause__
-    return found if isinstance(found, Exception) else error
-
-
-def _joined(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 500 else f"{text[:500]} ..."
-
-
-def _fail(cli: HeddleCLI, error: Exception, code: int) -> int:
+def _fail(cli: HeddleCLI, code: int, error: Exception) -> int:
     """Print one line, with the checkpoint that is left, and return the exit code."""
     if os.environ.get("HEDDLE_TRACEBACK", "") not in ("", "0"):
-        traceback.print_exception(error)
-    print(f"error: {_message(error)}", file=sys.stderr, flush=True)
-    if _has_started(cli):
-        _say_where_to_resume(cli)
+        traceback.print_exc()
+    print(f"error: {message(error)}", file=sys.stderr, flush=True)
+    if cli.record is not None and cli.record.started:
+        _say_where_to_resume(cli, error)
     elif cli.run is not None:
         cli.run.discard()
     return code
 
 
-def _message(error: Exception) -> str:
-    """Return what an error says; a failed system call names its file."""
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, CheckpointWriteError):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).strip() or type(error).__name__
-
-
-def _say_where_to_resume(cli: HeddleCLI) -> None:
-    if cli.last is not None and cli.last.path.is_file():
-        print(f"resume with: python -m experiments fit --ckpt_path {cli.last.path}", file=sys.stderr, flush=True)
+def _say_where_to_resume(cli: HeddleCLI, error: Exception | None = None) -> None:
+    if cli.record is not None and cli.last is not None and cli.last.path.is_file():
+        print(resume_hint(cli.last.path, cli.record, error), file=sys.stderr, flush=True)

@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from experiments.errors import UsageError, near_miss
+from experiments.line_io import STDOUT, naming
 
 BROKEN_PIPE = 141  # what a shell reports for a program whose reader went away
 
@@ -59,25 +63,47 @@ def run(command: Callable[[list[str]], None], argv: list[str]) -> int:
         argv: These words.
 
     Returns:
-        0, 2 after a mistake in arguments, files or the checkpoint, 130 after Ctrl-C, 141 if nobody reads the output.
+        0, 2 after a mistake in arguments, files or the checkpoint, 130 after Ctrl-C, 141 if nobody reads the output,
+        143 after SIGTERM.
     """
     try:
-        command(argv)
-        sys.stdout.flush()
-    except SystemExit as stop:  # --help has printed
+        with _ended_by_sigterm(), naming(STDOUT):
+            command(argv)
+            sys.stdout.flush()
+    except SystemExit as stop:  # --help has printed, or SIGTERM came
         return int(stop.code or 0)
     except BrokenPipeError:
-        # Python flushes standard output once more at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _discard_stdout()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return 130
     except (UsageError, ValueError, OSError) as error:
         if os.environ.get("HEDDLE_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.filename == STDOUT:
+            _discard_stdout()
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as an exception does, so that temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _discard_stdout() -> None:
+    """Send to nowhere what standard output still holds: Python flushes it once more at its end, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _one_line(error: Exception) -> str:

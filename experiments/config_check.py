@@ -2,7 +2,7 @@
 
 jsonargparse checks them too, but its messages name only the last part of a key and dump every member of a union.
 This check walks the YAML nodes, so a message names the whole key, the file and the line, and the near miss. What it
-cannot judge (a callable, a type it does not know) it leaves to jsonargparse.
+cannot judge (a type it does not know) it leaves to jsonargparse.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,18 +13,21 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from experiments.arguments import Arguments, Override
+from experiments.arguments import Arguments, Override, needs_checkpoint
 from experiments.errors import UsageError, near_miss
 from experiments.type_hints import (
     accepts_list,
     accepts_scalar,
     describe,
+    factory_classes,
     import_class,
     item_hint,
     members,
     object_classes,
     parameters_of,
     structured,
+    tuple_length,
+    without_first,
 )
 
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -44,12 +47,15 @@ class Source:
 COMMAND_LINE = Source(None)
 
 
-def check(parser: ArgumentParser, arguments: Arguments) -> None:
+def check(parser: ArgumentParser, arguments: Arguments) -> dict[type, str]:
     """Check every config file and override of a command.
 
     Args:
         parser: The parser of the command (not the one above it).
         arguments: The command line.
+
+    Returns:
+        The classes that will be built from a section, and its key.
 
     Raises:
         UsageError: Unknown or repeated key, wrong type, unknown class, or a file that is not YAML.
@@ -69,6 +75,49 @@ def check(parser: ArgumentParser, arguments: Arguments) -> None:
     for override in overrides:
         if not override.key.endswith("help") and override.key != "print_config":
             checker.sections(_override_node(override), "", COMMAND_LINE)
+    return checker.built
+
+
+def check_settings(command: str, settings: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Check what several values say together, once they are parsed.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        settings: The parsed configuration of the command.
+        checkpoint: What ``--ckpt_path`` holds, empty without one.
+
+    Raises:
+        UsageError: A value that would be overridden, would run for ever, or could do nothing.
+    """
+    trainer = settings.trainer
+    if trainer.default_root_dir is not None:
+        raise UsageError('"trainer.default_root_dir" is the run directory: use "run_dir"')
+    if settings.auto_precision and trainer.precision is not None:
+        raise UsageError('"auto_precision" chooses "trainer.precision": give one of them')
+    if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 1:
+        raise UsageError(f'"trainer.log_every_n_steps" must be at least 1; got {trainer.log_every_n_steps}')
+    if command != "fit":
+        if not checkpoint:
+            raise UsageError(needs_checkpoint(command))
+        return
+    endless = trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None
+    if endless and not trainer.fast_dev_run and not trainer.overfit_batches:
+        raise UsageError('training has no end: set "trainer.max_steps"')
+    if settings.test_after_fit and trainer.enable_checkpointing is False:
+        raise UsageError(
+            '"test_after_fit" needs the checkpoint of the run: "trainer.enable_checkpointing" must not be false'
+        )
+    if "averaged" in checkpoint.get("heddle", {}):
+        raise UsageError(
+            f'"{settings.ckpt_path}" is an average of checkpoints, from which no training resumes; '
+            "give one of those that it was made of"
+        )
+    step = checkpoint.get("global_step", -1)
+    if 0 <= trainer.max_steps <= step:
+        raise UsageError(
+            f'nothing to train: the checkpoint "{settings.ckpt_path}" is at step {step}, '
+            f'"trainer.max_steps" is {trainer.max_steps}'
+        )
 
 
 def _compose(config: str) -> yaml.Node | None:
@@ -112,19 +161,35 @@ def _plain(node: yaml.Node | None) -> Any:
 
 
 def _merge(into: dict[str, Any], data: Any) -> None:
-    """Lay ``data`` over ``into``, section by section."""
+    """Lay ``data`` over ``into``, section by section, short forms in full: the last word on a class path counts."""
     if not isinstance(data, Mapping):
         return
-    for key, value in data.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+    for name, value in data.items():
+        key, section = name.removesuffix("+"), into
+        if ("class_path" in into or "init_args" in into) and key not in _CLASS_KEYS:
+            section = into.setdefault("init_args", {})  # --model.dim is short for --model.init_args.dim
+        present = section.get(key)
+        if name.endswith("+"):
+            section[key] = [*_as_list(present), *_as_list(value)]
         elif isinstance(value, Mapping):
-            into[key] = {}
-            _merge(into[key], value)
-        elif isinstance(into.get(key), dict) and isinstance(value, str):
-            into[key]["class_path"] = value  # "--model Class" on the command line
+            if isinstance(present, list) and present:
+                present[-1] = _as_section(present[-1])  # --trainer.callbacks.monitor is of the last callback
+                _merge(present[-1], value)
+            else:
+                section[key] = _as_section(present)
+                _merge(section[key], value)
+        elif isinstance(present, dict) and isinstance(value, str):
+            present["class_path"] = value  # "--model Class" on the command line
         else:
-            into[key] = value
+            section[key] = value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _as_section(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"class_path": value} if isinstance(value, str) else {}
 
 
 class _Checker:
@@ -132,6 +197,7 @@ class _Checker:
 
     def __init__(self, parser: ArgumentParser, merged: Mapping[str, Any]) -> None:
         self._merged = merged
+        self.built: dict[type, str] = {}
         self._hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
 
     def sections(self, node: yaml.MappingNode, path: str, source: Source) -> None:
@@ -182,28 +248,39 @@ class _Checker:
         elif isinstance(node, yaml.SequenceNode):
             if not accepts_list(hint):
                 raise UsageError(f'"{path}" must be {describe(hint)}; got a list{source.at(node)}')
+            length = tuple_length(hint)
+            if length is not None and len(node.value) != length:
+                raise UsageError(f'"{path}" must be {describe(hint)}; got a list of {len(node.value)}{source.at(node)}')
             item = item_hint(hint)
             for index, child in enumerate(node.value):
                 if item is not None:
                     self.value(child, item, f"{path}[{index}]", source)
         elif isinstance(node, yaml.ScalarNode) and not accepts_scalar(hint, node.value, quoted=bool(node.style)):
-            raise UsageError(f'"{path}" must be {describe(hint)}; got "{node.value}"{source.at(node)}')
+            bases = [*object_classes(hint), *factory_classes(hint)]
+            if not bases:
+                raise UsageError(f'"{path}" must be {describe(hint)}; got "{node.value}"{source.at(node)}')
+            if not Path(node.value).is_file():  # a file may hold the section
+                import_class(node.value, bases, path, source.at(node))
 
     def _mapping(self, node: yaml.MappingNode, hint: Any, path: str, source: Source) -> None:
-        for fields in structured(hint):
-            return self._fields(node, fields, path, source)
-        bases = object_classes(hint)
+        for kind in structured(hint):
+            self.built[kind] = path
+            return self._fields(node, parameters_of(kind)[0], path, source)
+        factories = factory_classes(hint)
+        bases = [*object_classes(hint), *factories]
         if not bases:
             if all(member in (int, float, bool, str, type(None)) for member in members(hint)):
                 key = next(iter(self._entries(node, path, source)), (node, node))[0]
                 name = key.value if isinstance(key, yaml.ScalarNode) else ""
                 raise UsageError(f'unknown key "{_join(path, name)}": "{path}" is {describe(hint)}{source.at(node)}')
             return None
-        self._object(node, bases, path, source)
+        self._object(node, bases, path, source, factories)
         return None
 
-    def _object(self, node: yaml.MappingNode, bases: Sequence[type], path: str, source: Source) -> None:
-        """Check ``{class_path: ..., init_args: {...}}``."""
+    def _object(
+        self, node: yaml.MappingNode, bases: Sequence[type], path: str, source: Source, factories: Mapping[type, int]
+    ) -> None:
+        """Check ``{class_path: ..., init_args: {...}}``; the code gives the first arguments of a factory itself."""
         entries = {key.value: (key, value) for key, value in self._entries(node, path, source)}
         # Elsewhere in the documents: an item of a list has no key of its own to be found by.
         merged = self._lookup(path) if "[" not in path else None
@@ -211,15 +288,21 @@ class _Checker:
         if "class_path" in entries:
             place, name = source.at(entries["class_path"][1]), entries["class_path"][1].value
         elif isinstance(elsewhere, str):
+            if Path(elsewhere).is_file():  # "--model FILE" gave the section
+                return
             place, name = "", elsewhere
         else:
             key = next(iter(entries), "")
-            hint = near_miss(key, _CLASS_KEYS) if key else ""
+            hint = near_miss(key, _CLASS_KEYS) if key not in _CLASS_KEYS else ""
             raise UsageError(f'"{path}" needs "class_path" and "init_args"; got "{key}"{source.at(node)}{hint}')
-        found = import_class(name, bases, path, place)
+        found = import_class(name, bases, f"{path}.class_path", place)
         if found is None:
             return
-        fields, complete = parameters_of(found)
+        positional = max(factories.values(), default=0)
+        if isinstance(found, type):
+            self.built[found] = path
+            positional = next((count for kind, count in factories.items() if issubclass(found, kind)), 0)
+        fields, complete = without_first(found, positional), parameters_of(found)[1]
         for key, value in entries.values():
             if key.value == "init_args" and isinstance(value, yaml.MappingNode):
                 self._fields(value, fields, f"{path}.init_args", source, complete)
@@ -246,7 +329,13 @@ class _Checker:
     def _lookup(self, path: str) -> Any:
         found: Any = self._merged
         for part in path.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
+            inner = found.get("init_args") if isinstance(found, Mapping) else None
+            if isinstance(inner, Mapping) and part not in _CLASS_KEYS:
+                found = inner.get(part, found.get(part))
+            else:
+                found = found.get(part) if isinstance(found, Mapping) else None
+            if isinstance(found, list):
+                found = found[-1] if found else None
         return found
 
 

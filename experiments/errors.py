@@ -7,7 +7,7 @@ code    meaning
 1       a defect of this project (the traceback is printed)
 2       a mistake in the command, the configuration, the data or a checkpoint
 3       the loss or a weight became NaN or infinite
-4       a checkpoint could not be written (full disk, missing permission)
+4       a checkpoint or another file of a run under way could not be written
 130     stopped by Ctrl-C, the checkpoint is saved
 143     stopped by SIGTERM, the checkpoint is saved
 ======  ====================================================================
@@ -18,7 +18,16 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A mistake that the person at the keyboard can correct; printed as one ``error: ...`` line, exit code 2."""
+    """A mistake that the person at the keyboard can correct; printed as one ``error: ...`` line, exit code 2.
+
+    Args:
+        message: The line.
+        correction: The words that correct it when the run is resumed; empty if a config must be edited.
+    """
+
+    def __init__(self, message: str, correction: str = "") -> None:
+        super().__init__(message)
+        self.correction = correction
 
 
 class NonFiniteError(RuntimeError):
@@ -26,7 +35,7 @@ class NonFiniteError(RuntimeError):
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written, the previous one is whole; exit code 4."""
+    """A checkpoint or another file of a run under way could not be written; what it replaces is whole; exit code 4."""
 
 
 class StopRequested(Exception):  # noqa: N818  it is a request, not an error

@@ -1,17 +1,21 @@
 """Lines in and lines out: read as they arrive, checked as UTF-8, written whole or not at all."""
 
+import errno
 import os
 import select
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 _READ_SIZE = 1 << 16
 _BYTE_ORDER_MARK = "\ufeff"
+# A write that failed for want of space has no file name, and Pillow's error not even a number.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+STDOUT = "standard output"
 
 
 def read_chunks(stream: BinaryIO, name: str, chunk_lines: int) -> Iterator[list[str]]:
@@ -101,6 +105,7 @@ def open_output(path: str | None) -> Iterator[TextIO]:
     Raises:
         FileNotFoundError: The directory is not there.
         ValueError: The path is a directory.
+        OSError: The file cannot be written; ``filename`` names it.
     """
     if path is None:
         yield _utf8_stdout()
@@ -111,22 +116,54 @@ def open_output(path: str | None) -> Iterator[TextIO]:
     if not target.parent.is_dir():
         raise FileNotFoundError(f'--output "{path}": there is no directory "{target.parent}"')
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8", newline="\n") as special:
+        with naming(str(target)), target.open("w", encoding="utf-8", newline="\n") as special:
             yield special
         return
+    with replaced_when_done(target) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replaced_when_done(target: Path) -> Iterator[Path]:
+    """Yield a temporary file that takes the target's place at the end; an error leaves what was there before.
+
+    Args:
+        target: The file to write, in a directory that exists.
+
+    Raises:
+        OSError: The file cannot be written; ``filename`` names the target.
+    """
     target = target.resolve()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, _usual_mode(target))
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with naming(str(target)):
+            yield temporary
+        temporary.chmod(_usual_mode(target))
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(target: str) -> Iterator[None]:
+    """Name what is written in an error of the system that does not, such as that of a full disk.
+
+    Raises:
+        OSError: The error, with ``filename``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _NO_SPACE:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), target) from error
 
 
 def _usual_mode(target: Path) -> int:

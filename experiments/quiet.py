@@ -1,8 +1,13 @@
 """Silence messages of other libraries that are of no use to our reader, each for a stated reason."""
 
+import contextlib
 import logging
+import os
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 # Lightning's log lines: (pattern, why it is dropped).
 _LOG_LINES = (
@@ -31,6 +36,9 @@ _WARNINGS = (
 )
 
 
+_default_format = warnings.formatwarning
+
+
 class DropLines(logging.Filter):
     """Drop log records whose message matches one of the patterns."""
 
@@ -43,8 +51,58 @@ class DropLines(logging.Filter):
         return not self._pattern.search(record.getMessage())
 
 
+class _Unbreakable:
+    """A text stream that goes on to ``/dev/null`` once nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if anybody reads."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._silence()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if anybody reads."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._silence()
+
+    def _silence(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbreakable_output() -> Iterator[None]:
+    """Let a run go on silently when its output is closed, as by ``| head -1``: hours of training are worth more."""
+    output, errors = _Unbreakable(sys.stdout), _Unbreakable(sys.stderr)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """Return a warning for the user as one line, without the line of code that it comes from."""
+    if issubclass(category, UserWarning):
+        return f"warning: {' '.join(str(message).split())}\n"
+    return _default_format(message, category, *place, **line)
+
+
 def install() -> None:
     """Add the filters to the loggers and to :mod:`warnings`; calling it twice changes nothing."""
+    warnings.formatwarning = _format_warning
     drop = DropLines([pattern for pattern, _ in _LOG_LINES])
     # A filter on a parent logger does not see its children's records, so it goes on each logger that speaks.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):

@@ -1,5 +1,6 @@
 """The directory of one run: where it is, and the files that say what ran."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -13,6 +14,8 @@ from experiments.environment import describe_environment, describe_git
 from experiments.errors import UsageError
 
 _NAME_LINE = "# name: "
+# Lies in the directory from when a new run takes it until its record is written. Of two runs one can create it.
+_CLAIM = ".claim"
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,16 @@ class RunDirectory:
         return path
 
     def discard(self) -> None:
-        """Remove the directory of a run that never began, if this process made it."""
+        """Remove the directory of a run that never began, if this process made it; else only the claim to it."""
+        self._release()
         if self.is_new and not self.checkpoints.exists():
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def record(self, config: str, command: Sequence[str], parent: str | None) -> None:
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):
+            Path(self.path, _CLAIM).unlink(missing_ok=True)
+
+    def record(self, config: str, command: Sequence[str], parent: str | None) -> Path:
         """Write ``config.yaml``, ``command.txt``, ``git.txt``, ``git.diff`` and ``environment.json``.
 
         A file that is there already stays: the new one gets a number.
@@ -56,6 +64,12 @@ class RunDirectory:
             config: The text of the whole configuration.
             command: The words of the command line.
             parent: Checkpoint that the run starts from, if any.
+
+        Returns:
+            The config file that was written.
+
+        Raises:
+            UsageError: A file cannot be written; none of them is left.
         """
         git, diff = describe_git()
         lines = [shlex.join(["python", "-m", "experiments", *command])]
@@ -68,8 +82,18 @@ class RunDirectory:
             "git.diff": diff,
             "environment.json": json.dumps(describe_environment(), indent=2) + "\n",
         }
-        for name, text in files.items():
-            self.free_name(name).write_text(text, encoding="utf-8")
+        written: list[Path] = []
+        try:
+            for name, text in files.items():
+                written.append(self.free_name(name))
+                written[-1].write_text(text, encoding="utf-8")
+        except OSError as error:
+            for path in written:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            raise UsageError(f'cannot record the run in "{self.path}": {error.strerror}') from None
+        self._release()
+        return written[0]
 
 
 def run_name(config: str | None) -> str:
@@ -102,27 +126,41 @@ def create(run_dir: str | None, name: str, command: str, checkpoint: str | None)
         evaluate; otherwise the name gets a number.
 
     Raises:
-        UsageError: The directory cannot be made.
+        UsageError: The directory cannot be made or written to.
     """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if run_dir is not None:
         wanted = Path(run_dir)
         resumes = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(wanted.resolve())
-        if command != "fit" or resumes or not _holds_a_run(wanted):
+        if command != "fit" or resumes:
             return RunDirectory(wanted, name, _make(wanted))
     else:
         wanted = Path("runs", name, stamp if command == "fit" else f"{command}_{stamp}")
     number, path = 1, wanted
-    while _holds_a_run(path) or not _make(path):
+    while (is_new := _claim(path)) is None:
         number += 1
         path = wanted.with_name(f"{wanted.name}-{number}")
-    if run_dir is not None:
+    if run_dir is not None and path != wanted:
         print(f'"{wanted}" holds a run already; this one goes to "{path}"')
-    return RunDirectory(path, name, True)
+    return RunDirectory(path, name, is_new)
 
 
-def _holds_a_run(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())
+def _claim(path: Path) -> bool | None:
+    """Take a directory for a new run; return whether it was made for it, None if it holds another run."""
+    is_new = _make(path)
+    marker = path / _CLAIM
+    try:
+        if any(path.iterdir()):
+            return None
+        marker.touch(exist_ok=False)
+        if any(found != marker for found in path.iterdir()):  # a run that took it, and finished its record, meanwhile
+            marker.unlink()
+            return None
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise UsageError(f'cannot write to the run directory "{path}": {error.strerror}') from None
+    return is_new
 
 
 def _make(path: Path) -> bool:

@@ -24,16 +24,19 @@ from typing import Any, BinaryIO, TextIO, get_args
 
 import torch
 
+from datamodules.text.corpus import is_blank
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
 from experiments.line_io import open_output, read_chunks
-from experiments.translator import DEVICES, PRECISIONS, Alignment, Search, Source, Translator
+from experiments.translator import DEVICES, PRECISIONS, Alignment, Search, Source, Translator, check_length_penalty
 from lit_models.translation.hypotheses import Hypothesis, LengthPenaltyKind
 from lit_models.translation.sampling import check_sampling, sample_search
 from lit_models.translation.search import beam_search
 
 EMPTY = Hypothesis(tokens=[], score=0.0, log_prob=0.0, finished=True)
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+LENGTH_PENALTY = 0.6
+LARGEST_SEED = 2**63 - 1
 SAMPLING_DEFAULTS = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "seed": 0}
 
 
@@ -45,7 +48,8 @@ def build_parser() -> CommandParser:
     add("--input", help="file of source lines; standard input if not given")
     add("--output", help="file to write, complete or not at all; standard output if not given")
     add("--beam", type=int, help="beam size; 1 is greedy search (default: 5, or N of --n-best if that is more)")
-    add("--length-penalty", type=float, default=0.6, metavar="ALPHA", help="strength of the length normalisation")
+    add("--length-penalty", type=float, metavar="ALPHA",
+        help=f"strength of the length normalisation (default: {LENGTH_PENALTY})")  # fmt: skip
     add("--length-penalty-kind", choices=get_args(LengthPenaltyKind), default="gnmt",
         help="gnmt: ((5 + length) / 6)^ALPHA, power: length^ALPHA, none: 1")  # fmt: skip
     add(
@@ -88,6 +92,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"{_option(name)} {getattr(options, name)}: it must not be negative")
     if options.max_length is not None and options.min_length > options.max_length:
         raise UsageError(f"--min-length {options.min_length} is more than --max-length {options.max_length}")
+    if options.prefix is not None and is_blank(options.prefix):
+        raise UsageError("--prefix is empty; leave it out to begin translations freely")
     if options.alignments and not options.json:
         raise UsageError("--alignments needs --json")
     if options.sample and options.beam is not None:
@@ -97,10 +103,18 @@ def check_options(options: argparse.Namespace) -> None:
             setattr(options, name, default)
         elif not options.sample:
             raise UsageError(f"{_option(name)} needs --sample")
+    if not 0 <= options.seed <= LARGEST_SEED:
+        raise UsageError(f"--seed {options.seed}: it must be from 0 to {LARGEST_SEED}")
+    if options.length_penalty_kind == "none" and options.length_penalty is not None:
+        raise UsageError("--length-penalty has no effect with --length-penalty-kind none; leave one of the two out")
+    if options.length_penalty is None:
+        options.length_penalty = LENGTH_PENALTY
+    check_length_penalty(options.length_penalty)
     try:
         check_sampling(options.temperature, options.top_k, options.top_p)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        name, _, reason = str(error).partition(" ")  # it begins with the argument's name
+        raise UsageError(f"{_option(name)} {reason}") from error
     options.beam = options.beam or max(5, options.n_best)
     if options.n_best > options.beam and not options.sample:
         raise UsageError(f"--n-best {options.n_best} needs --beam {options.n_best} or more, not {options.beam}")
@@ -163,7 +177,8 @@ class LineTranslator:
         """Return what to write for each of the next lines, without the last line end."""
         sources = self.translator.encode_sources(lines)
         self._warn_of_long_lines(sources)
-        full = [number for number, line in enumerate(lines) if line.strip()]
+        full = [number for number, line in enumerate(lines) if not is_blank(line)]
+        self._check_room(full, sources)
         results = [""] * len(lines)
         for number in set(range(len(lines))).difference(full):
             results[number] = self._format(number, lines[number], [], [EMPTY], [""], [[]])
@@ -198,6 +213,21 @@ class LineTranslator:
                     f"{limit}: its end is not translated",
                     file=sys.stderr,
                 )
+
+    def _check_room(self, numbers: list[int], sources: list[Source]) -> None:
+        """Refuse a minimum length or a prefix that does not fit into the longest translation allowed for a line.
+
+        Raises:
+            UsageError: The message names the option and the line.
+        """
+        lengths = torch.tensor([len(sources[number].ids) for number in numbers])
+        limits = self.translator.max_lengths(lengths, self.options.max_length).tolist()
+        for number, limit in zip(numbers, limits, strict=True):
+            where = f"the translation of line {self.lines_before + number + 1} may have at most {limit} tokens"
+            if self.options.min_length > limit:
+                raise UsageError(f"--min-length {self.options.min_length}: {where} (see --max-length)")
+            if self.prefix is not None and len(self.prefix) >= limit:
+                raise UsageError(f"--prefix has {len(self.prefix)} tokens: {where}, its end counted (see --max-length)")
 
     def _align(self, sources: list[list[int]], found: list[list[Hypothesis]]) -> list[list[Alignment]]:
         """Return the alignment of each hypothesis of each sentence; empty lists if none is asked for."""

@@ -1,5 +1,6 @@
 """A checkpoint made ready for use: its network, its tokenizer, and the steps from lines to translations."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,16 @@ def find_checkpoint(path: str) -> Path:
     raise UsageError(f'there is no checkpoint "{path}"{near_miss(str(given), neighbours)}')
 
 
+def check_length_penalty(alpha: float) -> None:
+    """Check the value of ``--length-penalty``.
+
+    Raises:
+        UsageError: It is negative, infinite or not a number.
+    """
+    if not 0.0 <= alpha < math.inf:
+        raise UsageError(f"--length-penalty {alpha}: it must be a finite number of at least 0 (no normalisation)")
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` means.
 
@@ -106,7 +117,10 @@ class Translator:
         data = saved.get(DATA_KEY)
         if not isinstance(data, dict) or "tokenizer" not in data:
             raise ValueError(f"{path} has no tokenizer (no {DATA_KEY!r} entry): it was not saved by a translation run")
-        tokenizer = Tokenizer.from_state_dict(data["tokenizer"])
+        try:
+            tokenizer = Tokenizer.from_state_dict(data["tokenizer"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         if tokenizer.target_vocab_size != network.target_vocab_size:
             raise ValueError(
                 f"{path}: the network has {network.target_vocab_size} target tokens, "

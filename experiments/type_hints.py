@@ -16,24 +16,23 @@ from experiments.errors import UsageError, near_miss
 
 _PLAIN = (int, float, complex, str, bytes, bool, dict, list, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, frozenset, Iterable, Sequence)
+# Their classes may be named without their module; they hand on names lazily, so that an import is cheap.
+_PROJECT = ("lit_models", "datamodules", "experiments.callbacks")
 
 
 def members(hint: Any) -> list[Any]:
-    """Return the members of a union, or the hint alone."""
+    """Return the members of a union, or the hint alone; no config holds the tensor of ``float | Tensor``."""
     if get_origin(hint) is Annotated:
         return members(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        return [inner for member in get_args(hint) for inner in members(member)]
+        found = [inner for member in get_args(hint) for inner in members(member)]
+        return [kind for kind in found if (getattr(kind, "__module__", ""), _name(kind)) != ("torch", "Tensor")]
     return [hint]
 
 
-def structured(hint: Any) -> list[dict[str, Any]]:
-    """Return the fields of each dataclass in a hint: name to type."""
-    return [
-        parameters_of(member)[0]
-        for member in members(hint)
-        if isinstance(member, type) and dataclasses.is_dataclass(member)
-    ]
+def structured(hint: Any) -> list[type]:
+    """Return the dataclasses in a hint."""
+    return [member for member in members(hint) if isinstance(member, type) and dataclasses.is_dataclass(member)]
 
 
 def object_classes(hint: Any) -> list[type]:
@@ -47,6 +46,37 @@ def object_classes(hint: Any) -> list[type]:
         and member is not object
         and not dataclasses.is_dataclass(member)
     ]
+
+
+def factory_classes(hint: Any) -> dict[type, int]:
+    """Return the classes that the callables of a hint make, and how many arguments the code gives by position.
+
+    A config describes ``Callable[[Iterable], Optimizer]`` with the class path of an optimizer and what remains, or
+    with that of a class whose objects are called.
+    """
+    found: dict[Any, int] = {}
+    for member in members(hint):
+        if get_origin(member) is Callable:
+            arguments, result = get_args(member)
+            for kind in object_classes(result):
+                found[kind] = len(arguments) if isinstance(arguments, list) else 0
+    if found:
+        found[Callable] = 0
+    return found
+
+
+def without_first(function: Callable[..., Any], count: int) -> dict[str, Any]:
+    """Return the parameters of a class or function, less those that the code gives by position."""
+    given = list(inspect.signature(function).parameters)[:count]
+    return {name: kind for name, kind in parameters_of(function)[0].items() if name not in given}
+
+
+def tuple_length(hint: Any) -> int | None:
+    """Return how many items a list must have, None if that is not fixed."""
+    lists = [member for member in members(hint) if get_origin(member) in _LISTS or member in _LISTS]
+    if len(lists) != 1 or get_origin(lists[0]) is not tuple or Ellipsis in get_args(lists[0]):
+        return None
+    return len(get_args(lists[0]))
 
 
 def item_hint(hint: Any) -> Any:
@@ -90,13 +120,13 @@ def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     return {p.name: hints.get(p.name, Any) for p in named}, all(p.kind != kinds.VAR_KEYWORD for p in parameters)
 
 
-def import_class(name: str, bases: Sequence[type], path: str, place: str) -> Callable[..., Any] | None:
+def import_class(name: str, bases: Sequence[type], key: str, place: str) -> Callable[..., Any] | None:
     """Import what a ``class_path`` names.
 
     Args:
-        name: A dotted path, or the bare name of a subclass that is already imported.
+        name: A dotted path, or the bare name of a subclass that is imported already or is one of the project's.
         bases: The classes that are accepted.
-        path: The key above ``class_path``, for messages.
+        key: The key whose value the name is, for messages.
         place: File and line, for messages.
 
     Returns:
@@ -105,26 +135,31 @@ def import_class(name: str, bases: Sequence[type], path: str, place: str) -> Cal
     Raises:
         UsageError: There is no such module or class, or it is of another kind.
     """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f'"{key}": there is no class "{name}"{place}')
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
+        ours = {found: package for package in _PROJECT for found in importlib.import_module(package).__all__}
+        if name in ours:  # importing it makes it a subclass that jsonargparse finds
+            getattr(importlib.import_module(ours[name]), name)
         known = {found.__name__: found for base in bases for found in _subclasses(base)}
         if name in known:
             return known[name]
-        raise UsageError(f'"{path}.class_path": there is no class "{name}"{place}{near_miss(name, known)}')
+        raise UsageError(f'"{key}": there is no class "{name}"{place}{near_miss(name, [*known, *ours])}')
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise UsageError(f'"{path}.class_path": there is no module "{error.name}"{place}') from None
+        raise UsageError(f'"{key}": there is no module "{error.name}"{place}') from None
     found = getattr(module, attribute, None)
     if found is None:
         names = getattr(module, "__all__", None) or dir(module)
         hint = near_miss(attribute, names)
-        raise UsageError(f'"{path}.class_path": "{module_name}" has no class "{attribute}"{place}{hint}')
+        raise UsageError(f'"{key}": "{module_name}" has no class "{attribute}"{place}{hint}')
     if isinstance(found, type) and not issubclass(found, tuple(bases)):
         wanted = " or ".join(base.__name__ for base in bases)
-        raise UsageError(f'"{path}.class_path": "{name}" is not a {wanted}{place}')
+        raise UsageError(f'"{key}": "{name}" is not a {wanted}{place}')
     return found if callable(found) else None
 
 
@@ -137,16 +172,17 @@ def accepts_scalar(hint: Any, text: str, quoted: bool = False) -> bool:
     """Whether a type accepts a scalar; True where only jsonargparse can tell.
 
     Args:
-        hint: The type.
+        hint: The type; of one that a config builds from a class path, whether jsonargparse knows the class.
         text: The scalar as written, without its quotes.
         quoted: Whether it was written in quotes, which makes it a text and not a number.
     """
     kinds = members(hint)
-    if any(kind is Any or kind is str for kind in kinds) or object_classes(hint):
+    if any(kind is Any or kind is str for kind in kinds):
         return True
-    if any(get_origin(kind) is Callable or kind is Callable or not _is_supported(kind) for kind in kinds):
+    if any(not _is_supported(kind) for kind in kinds) and not factory_classes(hint):
         return True
-    if quoted and not any(get_origin(kind) is Literal for kind in kinds):
+    is_text = not any(get_origin(kind) is Literal for kind in kinds) and not object_classes(hint)
+    if quoted and is_text and not factory_classes(hint):
         return True
     parser = ArgumentParser(exit_on_error=False, print_config=None)
     try:
@@ -189,6 +225,10 @@ def accepts_list(hint: Any) -> bool:
     return not all(kind in (int, float, bool, str, type(None)) or get_origin(kind) is Literal for kind in members(hint))
 
 
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
 def _word(kind: Any) -> str:
     names: Mapping[Any, str] = {int: "an int", float: "a number", bool: "true or false", str: "a text"}
     if kind in names:
@@ -205,4 +245,4 @@ def _word(kind: Any) -> str:
     if expression:
         kind_name = getattr(getattr(kind, "_type", None), "__name__", "number")
         return f"{'an' if kind_name == 'int' else 'a'} {kind_name} {expression.replace('v', '').strip()}"
-    return f"a {getattr(kind, '__name__', kind)}"
+    return f"a {_name(kind)}"

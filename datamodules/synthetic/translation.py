@@ -23,6 +23,7 @@ from datamodules.synthetic.grammar.sentences import Pair, draw_pair
 
 __all__ = [
     "EXAMPLES",
+    "GENERATOR_VERSION",
     "LECTURE_SENTENCES",
     "MOST_PAIRS",
     "number_in_english",
@@ -72,6 +73,9 @@ EXAMPLES: tuple[tuple[str, str], ...] = (
 )
 
 MOST_PAIRS = 1_000_000
+
+# Whoever changes the grammar, and with it the bytes of the corpus, raises this: older copies are then written anew.
+GENERATOR_VERSION = 1
 
 # A grammar that gives nothing new in this many draws has said all that it can say.
 _FRUITLESS_DRAWS = 100_000

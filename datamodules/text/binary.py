@@ -43,7 +43,8 @@ class SequenceWriter:
     def write_ids(self, rows: list[list[int]]) -> None:
         """Appends rows of numbers."""
         count = sum(map(len, rows))
-        np.fromiter(chain.from_iterable(rows), self._dtype, count).tofile(self._file)
+        # Not ndarray.tofile: on a full disk its error lacks the system's number and reason.
+        self._file.write(np.fromiter(chain.from_iterable(rows), self._dtype, count).tobytes())
         self._extend(map(len, rows))
 
     def write_text(self, lines: list[str]) -> None:
@@ -80,17 +81,20 @@ class Sequences:
     Attributes:
         values: All values, of shape ``(values,)``.
         offsets: Where each sequence starts, and the end, of shape ``(sequences + 1,)``, int64.
+
+    Raises:
+        ValueError: If a file is damaged; the message names it.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self._path = path
         self._dtype = dtype
         # Plain views of the maps: slicing a numpy.memmap costs ten times as much.
-        self.offsets: NDArray[np.int64] = np.asarray(np.load(_offsets_file(path), mmap_mode="r"))
+        self.offsets: NDArray[np.int64] = np.asarray(load_array(_offsets_file(path)))
         file = _values_file(path)
         expected, found = int(self.offsets[-1]) * dtype.itemsize, os.path.getsize(file)
         if expected != found:
-            raise ValueError(f"{file} has {found} bytes instead of {expected}: remove {path.parent} and start again")
+            raise ValueError(f"{file} has {found} bytes instead of {expected}; remove {path.parent} and start again")
         # An empty file cannot be mapped.
         self.values: NDArray[Any] = np.asarray(np.memmap(file, dtype=dtype, mode="r")) if found else np.empty(0, dtype)
 
@@ -110,6 +114,18 @@ class Sequences:
 
     def __setstate__(self, state: tuple[Path, np.dtype[Any]]) -> None:
         Sequences.__init__(self, *state)
+
+
+def load_array(file: Path) -> NDArray[Any]:
+    """Maps an array that ``numpy.save`` wrote into memory.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is damaged; remove {file.parent} and start again") from error
 
 
 def _values_file(path: Path) -> Path:

@@ -1,5 +1,7 @@
 """Named corpora: written or downloaded into a directory, checked by their known line counts."""
 
+import filecmp
+import json
 import re
 import shutil
 import tarfile
@@ -9,12 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.text.corpus import is_blank, read_lines
 from datamodules.text.download import download
+
+SYNTHETIC_SETTINGS = {"seed": 0, "train": 20_000, "valid": 1_000, "test": 1_000}
+"""What the built-in corpus is drawn from, and its sentence pairs."""
 
 MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 """Raw captions of Elliott et al. 2016, https://arxiv.org/abs/1605.00459."""
@@ -83,40 +88,71 @@ def fetch_corpus(name: str, directory: Path, prefixes: Iterable[str], languages:
         languages: Source and target language.
 
     Raises:
-        ValueError: If the corpus has no such split or language, or a download is not what it must be.
-        OSError: If a download fails.
+        ValueError: If the corpus has no such split or language, a download is not what it must be, or the disk is full.
+        FileNotFoundError: If a download fails.
     """
-    if name == "synthetic":
-        write_synthetic(directory, languages)
-    elif name == "multi30k":
-        fetch_multi30k(directory, prefixes, languages)
-    elif name == "wmt14":
-        fetch_wmt14(directory, prefixes, languages)
+    try:
+        if name == "synthetic":
+            write_synthetic(directory, languages)
+        elif name == "multi30k":
+            fetch_multi30k(directory, prefixes, languages)
+        elif name == "wmt14":
+            fetch_wmt14(directory, prefixes, languages)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise ValueError(f"cannot write the corpus {name} to {directory}: {error.strerror}") from error
 
 
 def write_synthetic(directory: Path, languages: tuple[str, str]) -> None:
-    """Writes the built-in corpus, unless all of its files are there."""
+    """Writes the built-in corpus, unless its files are there.
+
+    ``corpus.json`` beside them says what wrote them. Files of another version of the grammar are written anew.
+
+    Args:
+        directory: Where the files belong.
+        languages: Source and target language.
+
+    Raises:
+        ValueError: If there is no such language, or the directory holds files of these names that are not the corpus.
+    """
     _refuse_unknown("synthetic", "language", languages, ("en", "de"))
+    from datamodules.synthetic.translation import GENERATOR_VERSION, write_corpus
+
     names = [f"{split}.{language}" for split in ("train", "valid", "test") for language in ("en", "de")]
     there = [name for name in names if (directory / name).exists()]
-    if len(there) == len(names):
+    record = directory / "corpus.json"
+    settings = {"generator": GENERATOR_VERSION, **SYNTHETIC_SETTINGS}
+    found = _read_settings(record)
+    if found == settings and there == names:
         return
-    if there:
-        missing = ", ".join(name for name in names if name not in there)
-        raise ValueError(
-            f"{directory} holds only a part of the built-in corpus (missing: {missing}); remove its other files to "
-            "have it written anew, or use corpus=directory for files of your own"
-        )
-    from datamodules.synthetic.translation import write_corpus
-
     rank_zero_info(f"writing the built-in corpus to {directory}")
     unfinished = directory / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write_corpus(unfinished)
-    for name in names:
-        (unfinished / name).replace(directory / name)
-    shutil.rmtree(unfinished)
+    try:
+        write_corpus(unfinished, **SYNTHETIC_SETTINGS)
+        if found is None:
+            _, other, unreadable = filecmp.cmpfiles(directory, unfinished, there, shallow=False)
+            if foreign := other + unreadable:
+                raise ValueError(
+                    f"{directory} holds files that are not the built-in corpus: {', '.join(foreign)}; use "
+                    "corpus=directory for files of your own, or move them away to have the corpus written"
+                )
+        (unfinished / record.name).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        for name in [*names, record.name]:  # the record comes last: without it the files count for nothing
+            (unfinished / name).replace(directory / name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _read_settings(record: Path) -> dict[str, Any] | None:
+    """Returns what wrote the files beside a ``corpus.json``; ``None`` if it does not say so."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "generator" in found else None
 
 
 def fetch_multi30k(

@@ -15,6 +15,8 @@ from typing import BinaryIO, cast
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN_LINES = 5
+# What has no width and is no white space either: soft hyphen, zero-width spaces and joiners, marks of direction.
+_VISIBLE = re.compile("[^\\s\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 def find_file(directory: Path, prefix: str, language: str) -> Path:
@@ -110,8 +112,9 @@ def read_pairs(source: Path, target: Path, *, skip_empty: bool = False) -> Itera
 
 
 def is_blank(line: str) -> bool:
-    """Says whether a line holds nothing but white space, in Unicode's sense."""
-    return not line or line.isspace()
+    """Says whether nothing in a line can be seen: white space in Unicode's sense and characters without width."""
+    # Most lines begin with a letter; asking for that first is twice as fast.
+    return not line[:1].isalnum() and _VISIBLE.search(line) is None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def download(
         pause: Seconds before the second attempt; each further pause is twice as long.
 
     Raises:
-        OSError: If the server cannot be reached or does not have the file.
+        FileNotFoundError: If the server cannot be reached or does not have the file; the message says where to put it.
         ValueError: If the file that arrived is not what it must be.
     """
     if path.exists():
@@ -52,7 +52,7 @@ def download(
         except (OSError, http.client.HTTPException) as error:
             final = isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410)
             if final or attempt == attempts - 1:
-                raise OSError(_failed(url, path, part, error)) from error
+                raise FileNotFoundError(_failed(url, path, part, error)) from error
             rank_zero_info(f"{url}: {error}; trying again")
             time.sleep(pause * 2**attempt)
     try:

@@ -256,7 +256,7 @@ def _load(model: bytes) -> Any:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        raise ValueError(f"{len(model)} bytes are not a SentencePiece model: {error}") from error
+        raise ValueError(f"{len(model)} bytes are not a SentencePiece model") from error
     found = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
     expected = (PAD_ID, UNK_ID, BOS_ID, EOS_ID)
     if found != expected:

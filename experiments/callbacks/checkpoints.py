@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +22,30 @@ class CheckpointOptions:
         mode: Whether a lower (``min``) or higher (``max``) value is better.
         keep_best: How many of the best to keep; with more than one, the file name carries the step.
         every_n_steps: Write ``last.ckpt`` also every so many optimizer steps; null writes it after each validation.
+        keep_last: How many of the checkpoints written after a validation to keep; with more than one, each is also
+            ``last-stepN.ckpt``.
+        average: Write the mean weights of the kept ``best`` or ``last`` checkpoints to ``averaged.ckpt`` at the end
+            of a fit, and test that file if a test follows.
     """
 
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
     keep_best: int = 1
     every_n_steps: int | None = None
+    keep_last: int = 1
+    average: Literal["none", "best", "last"] = "none"
 
     def __post_init__(self) -> None:
-        if self.keep_best < 1:
-            raise ValueError(f'"checkpoint.keep_best" must be at least 1; got {self.keep_best}')
+        kept = {"best": self.keep_best, "last": self.keep_last}
+        for kind, number in kept.items():
+            if number < 1:
+                raise ValueError(f'"checkpoint.keep_{kind}" must be at least 1; got {number}')
+        if kept.get(self.average) == 1:
+            raise ValueError(
+                f'"checkpoint.average" is "{self.average}": "checkpoint.keep_{self.average}" must be at least 2'
+            )
+        if self.average == "best" and self.monitor is None:
+            raise ValueError('"checkpoint.average" is "best": "checkpoint.monitor" must name a metric')
         if self.every_n_steps is not None and self.every_n_steps < 1:
             raise ValueError(f'"checkpoint.every_n_steps" must be at least 1 or null; got {self.every_n_steps}')
 
@@ -43,11 +58,18 @@ class LastCheckpoint(Checkpoint):
     Args:
         directory: Where the file goes.
         every_n_steps: Number of optimizer steps, None for never between validations.
+        keep: How many of those written after a validation keep a name of their own; 1 for none.
+
+    Attributes:
+        path: ``last.ckpt``.
+        kept: Those with a name of their own, oldest first.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], every_n_steps: int | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str], every_n_steps: int | None = None, keep: int = 1) -> None:
         self.path = Path(directory, "last.ckpt")
+        self.kept: list[Path] = []
         self._every_n_steps = every_n_steps
+        self._keep = keep
         self._saved_at = -1
 
     def _save(self, trainer: Trainer) -> None:
@@ -69,9 +91,19 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after each validation, also at a step that is saved already: now the metrics are known."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._saved_at = -1
-            self._save(trainer)
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        own_name = self.path.with_name(f"last-step{trainer.global_step}.ckpt")
+        if self._keep > 1 and own_name not in self.kept:
+            self.kept.append(own_name)  # before saving, so that the file itself knows its name
+        self._saved_at = -1
+        self._save(trainer)
+        if self._keep > 1 and trainer.is_global_zero and self._saved_at == trainer.global_step:
+            own_name.unlink(missing_ok=True)
+            _link_or_copy(self.path, own_name)
+            for old in self.kept[: -self._keep]:
+                old.unlink(missing_ok=True)
+        self.kept = self.kept[-self._keep :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of training."""
@@ -82,8 +114,14 @@ class LastCheckpoint(Checkpoint):
         if isinstance(exception, StopRequested):
             self._save(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the paths of the kept files."""
+        return {"kept": [str(path) for path in self.kept]} if self.kept else {}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is carried over: a resumed run writes a file of its own."""
+        """Take over the kept files of the run that this one resumes, which writes a ``last.ckpt`` of its own."""
+        earlier = [Path(path) for path in state_dict.get("kept", []) if Path(path).is_file()]
+        self.kept = _take_over(earlier, self.path.parent)[-self._keep :] if self._keep > 1 else []
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -113,9 +151,11 @@ class BestCheckpoint(ModelCheckpoint):
         """
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.monitor not in trainer.callback_metrics:
             names = sorted(name for name in trainer.callback_metrics if not name.startswith("train"))
+            hint = near_miss(str(self.monitor), names)
             raise UsageError(
                 f'"checkpoint.monitor" is "{self.monitor}", which validation does not log'
-                f"{near_miss(str(self.monitor), names)} (logged: {', '.join(names) or 'nothing'})"
+                f"{hint} (logged: {', '.join(names) or 'nothing'})",
+                correction=f"--checkpoint.monitor={hint.split(chr(34))[1] if hint else 'METRIC'}",
             )
         super().on_validation_end(trainer, pl_module)
 
@@ -126,14 +166,10 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict: What the earlier run stored: the paths of its best files and their scores.
         """
         assert self.dirpath is not None
-        Path(self.dirpath).mkdir(parents=True, exist_ok=True)
-        kept = {}
-        for path, score in state_dict.get("best_k_models", {}).items():
-            copy = Path(self.dirpath, Path(path).name)
-            if Path(path).is_file():
-                if not copy.exists():
-                    _link_or_copy(Path(path), copy)
-                kept[str(copy)] = score
+        scores = {Path(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        earlier = [path for path in scores if path.is_file()]
+        copies = _take_over(earlier, Path(self.dirpath))
+        kept = {str(copy): scores[path] for path, copy in zip(earlier, copies, strict=True)}
         if not kept:
             return
         better = min if self.mode == "min" else max
@@ -144,6 +180,16 @@ class BestCheckpoint(ModelCheckpoint):
         self.kth_best_model_path = worse(kept, key=lambda path: float(kept[path]))
         self.kth_value = kept[self.kth_best_model_path]
         self.current_score = state_dict.get("current_score")
+
+
+def _take_over(paths: Sequence[Path], directory: Path) -> list[Path]:
+    """Give files of another run their names in a directory too, and return these."""
+    directory.mkdir(parents=True, exist_ok=True)
+    copies = [directory / path.name for path in paths]
+    for path, copy in zip(paths, copies, strict=True):
+        if not copy.exists():
+            _link_or_copy(path, copy)
+    return copies
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

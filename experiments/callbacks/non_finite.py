@@ -1,6 +1,7 @@
 """Stop a run at its first NaN or infinite loss, before it can reach a checkpoint."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ class StopOnNonFinite(Callback):
 
     On one CPU process the loss is checked before each backward pass, so that the weights stay as they were. On a GPU
     reading the loss would wait for the device at every step: there the first bad step is noted on the device and read
-    every ``every_n_steps``. Before a checkpoint is written the loss and all weights are checked, on every device.
+    every ``every_n_steps``. Before a validation and before a checkpoint is written the loss and all weights are
+    checked, on every device. A weight is bad if its norm is NaN or infinite, which is also that of a weight whose
+    squares float32 cannot hold; smaller ones that exploded cannot be told from good ones.
 
     Args:
         every_n_steps: How often to read the flag from a GPU, or to compare it between processes.
@@ -68,6 +71,16 @@ class StopOnNonFinite(Callback):
         if self._batches % self.every_n_steps == 0:
             self._read(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the loss and the weights before a validation, which has nothing to say about broken ones."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._read(trainer)
+            self._check_weights(trainer, pl_module, {})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the losses since the last reading; no checkpoint may follow."""
+        self._read(trainer)
+
     def _read(self, trainer: Trainer) -> None:
         bad = int(self._first_bad.item()) if self._first_bad is not None else -1
         anywhere = bad >= 0
@@ -82,13 +95,7 @@ class StopOnNonFinite(Callback):
 
     def _message(self, loss: float, batch: int) -> str:
         step, indices = next((step, examples) for number, step, examples in self._recent if number == batch)
-        if indices is None:
-            examples = "its batch does not say which examples it holds"
-        else:
-            numbers = indices.flatten().tolist()
-            more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-            examples = f"examples {', '.join(map(str, numbers[:_SHOWN]))}{more} (counted from 0)"
-        return f"the loss of step {step} is {loss}; {examples}"
+        return f"the loss of step {step} is {loss}; {describe_examples(indices)}"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check the loss and the weights before they are written.
@@ -97,16 +104,34 @@ class StopOnNonFinite(Callback):
             NonFiniteError: A weight, raw or averaged, is NaN or infinite.
         """
         self._read(trainer)
-        named = {**dict(pl_module.named_parameters()), **checkpoint.get("state_dict", {})}
-        floats = {
-            name: value for name, value in named.items() if isinstance(value, Tensor) and value.is_floating_point()
-        }
+        self._check_weights(trainer, pl_module, checkpoint.get("state_dict", {}))
+
+    def _check_weights(self, trainer: Trainer, pl_module: LightningModule, saved: Mapping[str, Any]) -> None:
+        """Raise if a weight, as it is or as it would be saved, is not finite; its buffers may be."""
+        own = dict(pl_module.named_parameters(remove_duplicate=False))
+        named = [*own.items(), *((name, saved[name]) for name in own if name in saved and saved[name] is not own[name])]
+        floats = [(name, value.detach()) for name, value in named if value.is_floating_point() and value.numel()]
         if not floats:
             return
-        finite = torch.stack([torch.isfinite(value.detach()).all().to(pl_module.device) for value in floats.values()])
-        bad = [name for name, good in zip(floats, finite.tolist(), strict=True) if not good]
+        norms = torch._foreach_norm([value for _, value in floats])
+        finite = torch.stack([torch.isfinite(norm).to(pl_module.device) for norm in norms]).tolist()
+        bad = list(dict.fromkeys(name for (name, _), good in zip(floats, finite, strict=True) if not good))
         if bad:
+            last = describe_examples(self._recent[-1][2]) if self._recent else "no batch was trained"
             raise NonFiniteError(
-                f"{len(bad)} of {len(floats)} weights are NaN or infinite after step {trainer.global_step}, "
-                f"first {bad[0]}; no checkpoint was written"
+                f"{len(bad)} of {len(own)} weights have a norm that is NaN or infinite after step "
+                f"{trainer.global_step}, first {bad[0]}; last batch: {last}; no checkpoint was written"
             )
+
+
+def describe_examples(indices: Tensor | None) -> str:
+    """Return which examples a batch holds.
+
+    Args:
+        indices: Their numbers, any shape; None if the batch does not say.
+    """
+    if indices is None:
+        return "its batch does not say which examples it holds"
+    numbers = indices.flatten().tolist()
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"examples {', '.join(map(str, numbers[:_SHOWN]))}{more} (counted from 0)"

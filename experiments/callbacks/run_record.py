@@ -1,11 +1,16 @@
 """Write what ran into the run directory, and carry the run's identity in its checkpoints."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 
+from experiments.callbacks.non_finite import describe_examples
 from experiments.run_directory import RunDirectory
+
+_STAGES: dict[RunningStage | None, str] = {RunningStage.TESTING: "testing", RunningStage.PREDICTING: "prediction"}
 
 
 class RunRecord(Callback):
@@ -15,6 +20,8 @@ class RunRecord(Callback):
         started: Whether a batch was reached. Until then a ``ValueError`` is taken for a mistake in the input;
             after that for a defect of the code.
         interrupted: Whether Ctrl-C ended the run between two hooks.
+        config_path: The config file that was written.
+        evaluated: Stage, step, number and examples of the latest batch of an evaluation.
 
     Args:
         run: The run directory.
@@ -32,13 +39,13 @@ class RunRecord(Callback):
         self.interrupted = False
         self._config, self._command, self._parent = config, list(command), parent
         self._wandb_id = wandb_id
-        self._recorded = False
+        self.config_path: Path | None = None
+        self.evaluated: tuple[str, int, int, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record, once, on the first process."""
-        if trainer.is_global_zero and not self._recorded:
-            self.run.record(self._config, self._command, self._parent)
-            self._recorded = True
+        if trainer.is_global_zero and self.config_path is None:
+            self.config_path = self.run.record(self._config, self._command, self._parent)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that training has begun."""
@@ -47,11 +54,21 @@ class RunRecord(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Note that evaluation has begun."""
+        """Note that evaluation has begun, and how far it is."""
         self.started = True
+        stage = _STAGES.get(trainer.state.stage, "validation")
+        self.evaluated = (stage, trainer.global_step, batch_idx, getattr(batch, "indices", None))
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start
+
+    @property
+    def place(self) -> str:
+        """Where the latest evaluation is: stage, step, batch and examples."""
+        if self.evaluated is None:
+            return "before the first evaluation"
+        stage, step, number, indices = self.evaluated
+        return f"{stage} after step {step}, batch {number}, {describe_examples(indices)}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Note a Ctrl-C, which Lightning turns into exit code 1."""

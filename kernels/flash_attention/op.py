@@ -20,7 +20,7 @@ def flash_attention(
     """Compute ``softmax(query keyᵀ · scale + bias) value`` (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        query: (batch, heads, query_length, head_dim), floating point, any strides with a contiguous last dimension.
+        query: (batch, heads, query_length, head_dim), floating point, any strides.
         key: (batch, key_heads, key_length, head_dim); ``key_heads`` divides ``heads`` (grouped-query attention).
         value: (batch, key_heads, key_length, value_head_dim).
         causal: Query ``i`` sees keys up to ``i + key_length - query_length``, so that a block of queries that is
@@ -61,7 +61,7 @@ def attention_weights(
         scale: As for :func:`flash_attention`.
 
     Returns:
-        (batch, heads, query_length, key_length), each row summing to 1.
+        (batch, heads, query_length, key_length); each row sums to 1, or to 0 if its query sees no key.
 
     Raises:
         ValueError: As :func:`flash_attention` does.
@@ -70,7 +70,8 @@ def attention_weights(
     mask = reference.attention_mask(
         query.shape[2], key.shape[2], causal=causal, key_lengths=key_lengths, device=query.device
     )
-    return reference.softmax_scores(query, key, mask=mask, scale=scale)
+    weights = reference.softmax_scores(query, key, mask=mask, scale=scale)
+    return weights if mask is None else weights.masked_fill(~mask, 0.0)
 
 
 def _check(

@@ -60,8 +60,6 @@ class SinusoidalPositions(nn.Module):
         first_row: See :func:`sinusoid_table`.
     """
 
-    table: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -72,13 +70,24 @@ class SinusoidalPositions(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.layout, self.exponent, self.first_row = dim, layout, exponent, first_row
-        self.register_buffer("table", self._rows(256), persistent=False)
+        # Not a buffer: DistributedDataParallel would broadcast it, and its length differs between processes.
+        self._table = self._rows(256)
 
-    def forward(self, start: int, length: int) -> Tensor:
-        """Return the encodings of positions ``start`` to ``start + length - 1``, (length, dim)."""
-        if start + length > self.table.shape[0]:
-            self.table = self._rows(2 * (start + length)).to(self.table)
-        return self.table[start : start + length]
+    def forward(self, start: int, length: int, like: Tensor) -> Tensor:
+        """Return the encodings of positions ``start`` to ``start + length - 1``, (length, dim), as ``like`` is.
+
+        Args:
+            start: First position.
+            length: Number of positions.
+            like: A tensor whose device and dtype the encodings get.
+        """
+        grows = start + length > self._table.shape[0]
+        if grows or self._table.device != like.device or self._table.dtype != like.dtype:
+            # Made during validation it must still serve training, where tensors of inference mode may not go.
+            with torch.inference_mode(False):
+                rows = self._rows(2 * (start + length) if grows else self._table.shape[0])
+                self._table = rows.to(device=like.device, dtype=like.dtype)
+        return self._table[start : start + length]
 
     def _rows(self, length: int) -> Tensor:
         return sinusoid_table(length, self.dim, layout=self.layout, exponent=self.exponent, first_row=self.first_row)
@@ -97,7 +106,7 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(max_positions, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)
 
-    def forward(self, start: int, length: int) -> Tensor:
+    def forward(self, start: int, length: int, like: Tensor) -> Tensor:
         """Return the vectors of positions ``start`` to ``start + length - 1``, (length, dim).
 
         Raises:

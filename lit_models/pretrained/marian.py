@@ -129,7 +129,9 @@ def to_marian(network: Transformer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         renamed.update(_marian_names(name, value))
     for side in ("encoder", "decoder"):
         renamed[f"model.{side}.embed_tokens.weight"] = network.output_weight.detach()
-        renamed[f"model.{side}.embed_positions.weight"] = network.source_positions(0, config.max_positions)
+        renamed[f"model.{side}.embed_positions.weight"] = network.source_positions(
+            0, config.max_positions, network.output_weight
+        )
     renamed["lm_head.weight"] = network.output_weight.detach()
     values = {
         "vocab_size": network.target_vocab_size,

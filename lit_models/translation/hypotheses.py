@@ -14,6 +14,7 @@ vocabulary is a distribution again. Minimum length, n-gram blocking and a forced
 log-softmax: they choose among hypotheses and leave the probability of each one as the network gives it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
@@ -102,6 +103,12 @@ def length_divisor(length: Length, alpha: float, kind: LengthPenaltyKind) -> Len
     if kind == "none":
         return length**0.0
     raise ValueError(f"length_penalty_kind is {kind!r}; it must be one of {', '.join(get_args(LengthPenaltyKind))}")
+
+
+def check_length_penalty(alpha: float) -> None:
+    """Raises ValueError if the strength of the length penalty is infinite or not a number."""
+    if not math.isfinite(alpha):
+        raise ValueError(f"length_penalty is {alpha}; it must be a finite number (0 compares plain log-probabilities)")
 
 
 def sentences_to_keep(done: Tensor, urgent: Tensor | None = None) -> Tensor | None:

@@ -18,7 +18,7 @@ from datamodules.batches import BOS_ID, EOS_ID, PAD_ID, TranslationBatch
 from lit_models.checks import check_at_least, check_probability
 from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
 from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network, difference
-from lit_models.translation.loss import translation_loss
+from lit_models.translation.loss import count_correct, hidden_loss, translation_loss
 from lit_models.translation.metrics import CorpusScores, corpus_scores
 from lit_models.translation.search import Hypothesis, beam_search
 from lit_models.translation.transformer import Transformer, TransformerConfig
@@ -167,7 +167,9 @@ class TranslationModule(pl.LightningModule):
 
     def translate(self, source: Tensor, source_lengths: Tensor, beam_size: int) -> list[list[Hypothesis]]:
         """Search the translations of (batch, source_length) token rows, best first."""
-        memory = self._built.encode(source, source_lengths)
+        return self._search(self._built.encode(source, source_lengths), source_lengths, beam_size)
+
+    def _search(self, memory: Tensor, source_lengths: Tensor, beam_size: int) -> list[list[Hypothesis]]:
         limits = source_lengths.long() + self.search.max_extra_length
         if self.network_config.positions == "learned":
             limits = limits.clamp(max=self.network_config.max_positions)
@@ -233,8 +235,13 @@ class TranslationModule(pl.LightningModule):
         return self.network
 
     def _evaluate(self, batch: TranslationBatch, beam_size: int) -> None:
-        self._evaluation.sums.append(torch.stack(translation_loss(self._built, batch, 0.0)).double())
-        texts = self._texts(self.translate(batch.source, batch.source_lengths, beam_size))
+        network = self._built
+        memory = network.encode(batch.source, batch.source_lengths)
+        hidden = network.decode(batch.target_input, memory, batch.source_lengths)
+        loss_sum, count = hidden_loss(network, hidden, batch.target_output, 0.0)
+        correct = count_correct(network, hidden, batch.target_output)
+        self._evaluation.sums.append(torch.stack((loss_sum.double(), count.double(), correct.double())))
+        texts = self._texts(self._search(memory, batch.source_lengths, beam_size))
         for index, text, reference in zip(batch.indices.tolist(), texts, batch.references, strict=True):
             self._evaluation.lines[index] = (text, reference)
 
@@ -251,22 +258,25 @@ class TranslationModule(pl.LightningModule):
             gathered: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(gathered, lines)
             lines = {index: pair for part in gathered for index, pair in part.items()}
-        loss = sums[0] / sums[1]
+        loss, accuracy = sums[0] / sums[1], float(sums[2] / sums[1])
         ordered = [lines[index] for index in sorted(lines)]
         language = self._datamodule.languages[1] if prefix == "test" else None
         scores = corpus_scores([text for text, _ in ordered], [reference for _, reference in ordered], language)
         self.log(f"{prefix}/loss", loss.float(), prog_bar=True)
         self.log(f"{prefix}/perplexity", loss.exp().float())
+        self.log(f"{prefix}/token_accuracy", accuracy)
         for name, value in scores.values.items():
             self.log(f"{prefix}/{name}", value, prog_bar=name == "bleu")
         if self.trainer.state.fn != "fit" and self.trainer.is_global_zero:
-            self._report(prefix, float(loss), scores, [text for text, _ in ordered])
+            self._report(prefix, float(loss), accuracy, scores, [text for text, _ in ordered])
 
-    def _report(self, prefix: str, loss: float, scores: CorpusScores, translations: list[str]) -> None:
+    def _report(self, prefix: str, loss: float, accuracy: float, scores: CorpusScores, translations: list[str]) -> None:
         """Write the translations, and print the scores with the signatures without which none can be compared."""
         path = Path(self.trainer.default_root_dir) / f"{prefix}_translations.txt"
         path.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
-        print(f"{prefix}/loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}")
+        print(
+            f"{prefix}/loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}, token accuracy {accuracy:.2%}"
+        )
         for name, value in scores.values.items():
             print(f"{prefix}/{name} {value:.2f}  {scores.signatures[name]}")
 

@@ -13,11 +13,15 @@ from lit_models.translation.hypotheses import (
     LengthPenaltyKind,
     SearchNetwork,
     TokenRules,
+    check_length_penalty,
     check_numbers,
     length_divisor,
     resolve_max_length,
     sentences_to_keep,
 )
+
+LEAST_TEMPERATURE = 1e-6
+"""Smaller ones would divide log-probabilities beyond what float32 holds."""
 
 
 @torch.inference_mode()
@@ -45,6 +49,7 @@ def greedy_search(
     Raises:
         ValueError: An argument is out of its range, or the logits are NaN.
     """
+    check_length_penalty(length_penalty)
     limits = resolve_max_length(max_length, memory_lengths)
     rules = TokenRules(
         network,
@@ -107,6 +112,7 @@ def sample_search(
         ValueError: An argument is out of its range, or the logits are NaN.
     """
     check_sampling(temperature, top_k, top_p)
+    check_length_penalty(length_penalty)
     if num_hypotheses < 1:
         raise ValueError(f"num_hypotheses is {num_hypotheses}; it must be at least 1")
     limits = resolve_max_length(max_length, memory_lengths)
@@ -131,8 +137,11 @@ def sample_search(
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
     """Raises ValueError, naming the argument, if one of the sampling arguments is out of its range."""
-    if not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; it must be above 0 (greedy search is the limit at 0)")
+    if not LEAST_TEMPERATURE <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature is {temperature}; it must be above 0, at least {LEAST_TEMPERATURE:g} and finite (greedy "
+            "search is the limit at 0)"
+        )
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}; it must be 0 (all tokens) or a positive number of tokens")
     if not 0.0 < top_p <= 1.0:

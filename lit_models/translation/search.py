@@ -25,6 +25,7 @@ from lit_models.translation.hypotheses import (
     SearchNetwork,
     SearchState,
     TokenRules,
+    check_length_penalty,
     check_numbers,
     length_divisor,
     resolve_max_length,
@@ -101,7 +102,8 @@ def beam_search(
         ValueError: An argument is out of its range, or the logits are NaN.
     """
     _check_beam(beam_size, num_hypotheses, stop)
-    if beam_size == 1:
+    check_length_penalty(length_penalty)
+    if beam_size == 1 and stop != "first":  # a beam of one that ends with its first finished hypothesis is the same
         return greedy_search(
             network,
             memory,

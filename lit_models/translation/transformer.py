@@ -306,7 +306,8 @@ class Transformer(nn.Module):
 
     def _embed(self, embedding: nn.Module, positions: nn.Module, tokens: Tensor, start: int = 0) -> Tensor:
         """Scale the embedding by √dim, add the positions, drop out: (batch, length) -> (batch, length, dim)."""
-        embedded = embedding(tokens) * self.config.dim**0.5 + positions(start, tokens.shape[1])
+        embedded = embedding(tokens) * self.config.dim**0.5
+        embedded = embedded + positions(start, tokens.shape[1], embedded)
         return dropout(embedded, self.config.dropout if self.training else 0.0)
 
 

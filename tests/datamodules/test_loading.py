@@ -90,6 +90,17 @@ def test_resuming_continues_with_the_next_batch(workers: int, consumed: int) -> 
     assert second.state_dict() == {"epoch": 3, "position": 0, "batches": 5}
 
 
+def test_an_evaluation_sees_the_same_batches_every_time() -> None:
+    loader = ResumableLoader(Reader(), Numbers(), restart=True)
+    first = read(loader, 2)
+    assert read(loader, 2) == first
+    assert read(loader)[:2] == first
+    stopped = read(loader, 3)
+    resumed = ResumableLoader(Reader(), Numbers(), restart=True)
+    resumed.load_state_dict(loader.state_dict())
+    assert stopped + read(resumed) == read(resumed)
+
+
 def test_iterators_that_are_never_read_move_nothing() -> None:
     loader = make_loader()
     iter(loader)

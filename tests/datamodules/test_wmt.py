@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from lightning.pytorch.trainer.states import TrainerFn
 
 import datamodules
 from datamodules import TranslationBatch, WMTDataModule
+from datamodules.text import prepare
 from datamodules.text.tokenizer import Tokenizer, TokenizerConfig
 
 SMALL = TokenizerConfig(vocab_size=80)
@@ -286,6 +288,52 @@ def test_faults_show_before_training(toy_corpus: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist; check data_dir"):
         make(toy_corpus / "wrong", None).prepare_data()
     assert not (toy_corpus / "wrong").exists()
+
+
+def test_faults_show_before_anything_is_learnt(toy_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "train_tokenizer", lambda *_: pytest.fail("learnt"))
+    for split in ("test", "valid"):
+        (toy_corpus / f"{split}.de").write_text("eins\n")
+        with pytest.raises(ValueError, match=rf"{split}\.en has .* lines but .*{split}\.de has 1"):
+            make(toy_corpus, None).prepare_data()
+
+
+def attached(module: WMTDataModule, stage: str) -> WMTDataModule:
+    """Attaches a Trainer that is about to do something, as Lightning does before it prepares data."""
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.trainer.state.fn = TrainerFn(stage)
+    return module
+
+
+def test_a_stage_needs_its_own_splits_only(toy_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (toy_corpus / "valid.de").write_text("eins\n")
+    module = attached(make(toy_corpus, None), "test")
+    module.prepare_data()
+    module.setup("test")
+    assert len(module.test_dataloader()) > 0
+    assert not list((toy_corpus / "prepared").glob("train-tokens-*"))
+    for stage in ("validate", "fit"):
+        with pytest.raises(ValueError, match=r"valid\.de has 1"):
+            attached(make(toy_corpus, None), stage).prepare_data()
+    (toy_corpus / "valid.de").unlink()
+    monkeypatch.setattr(prepare, "train_tokenizer", lambda *_: pytest.fail("learnt"))
+    with pytest.raises(FileNotFoundError, match=r"valid\.de .*is missing"):
+        attached(make(toy_corpus, None, tokenizer=TokenizerConfig(vocab_size=72)), "fit").prepare_data()
+
+
+def test_a_checkpoint_s_tokenizer_needs_no_training_files(toy_corpus: Path) -> None:
+    module = make(toy_corpus, "test")
+    expected = [plain(batch) for batch in module.test_dataloader()]
+    for language in ("en", "de"):
+        (toy_corpus / f"train.{language}").unlink()
+        (toy_corpus / f"valid.{language}").unlink()
+    late = attached(make(toy_corpus, None), "test")
+    late.load_state_dict(module.state_dict())
+    late.prepare_data()
+    late.setup("test")
+    assert [plain(batch) for batch in late.test_dataloader()] == expected
+    with pytest.raises(FileNotFoundError, match=r"train\.en .*is missing"):
+        attached(make(toy_corpus, None), "test").prepare_data()
 
 
 def test_blank_lines(toy_corpus: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -46,6 +46,30 @@ def test_six_files(run, tmp_path, options):
         assert Path(file).read_bytes().startswith(PNG if file.endswith("png") else PDF)
 
 
+def test_the_directory_is_made(run, tmp_path):
+    for prefix in (tmp_path / "new" / "deep" / "it", f"{tmp_path}/other/"):
+        code, files, _ = run("--target", "die", "--output", prefix, text="the")
+        assert code == 0 and len(files) == 6
+        assert all(Path(file).is_file() for file in files)
+    assert Path(files[0]) == tmp_path / "other" / "_encoder.png"
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_a_full_disk_names_the_picture_and_leaves_the_old_one(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"it.{suffix}"
+    path.write_text("as it was")
+
+    def fail(self, temporary, **_):
+        Path(temporary).write_text("half")
+        raise OSError("encoder error -2 when writing image file")  # what Pillow says when a write fails
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="encoder error") as caught:
+        save(draw_attention(torch.eye(2), ["a", "b"], ["c", "d"], "T"), path)
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "as it was" and [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
 def test_every_layer_has_its_files(run):
     code, files, _ = run("--layer", "all", "--target", "die Katze .", text="the cat .")
     assert code == 0 and len(files) == 12
@@ -91,7 +115,9 @@ def test_weights_stand_under_their_labels(run, checkpoint, monkeypatch):
         (["--beam", 0], "--beam 0"),
         (["--text", ""], "--text is empty"),
         (["--haeds", "all"], 'unknown argument "--haeds"; did you mean "--heads"?'),
-        (["--output", "no/such/it"], 'there is no directory "no/such"'),
+        (["--output", "README.md/such/it"], 'README.md" is a file, not a directory'),
+        (["--length-penalty", "nan"], "--length-penalty nan"),
+        (["--text", "\u200b"], "--text is empty"),
         (["--checkpoint", "no.ckpt"], 'there is no checkpoint "no.ckpt"'),
         (["--target", "das Tier " * 500], "cannot be read"),
     ],

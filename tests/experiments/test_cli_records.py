@@ -4,6 +4,7 @@ import csv
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,23 @@ def test_run_names_and_directories(tmp_path, monkeypatch):
     paths = [create(None, "x/y", "fit", None).path for _ in range(3)]
     assert [path.name for path in paths] == ["now", "now-2", "now-3"]
     assert RunDirectory(run.path, "n", False).free_name("config.yaml").name == "config-2.yaml"
+
+
+def test_runs_that_begin_together_get_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()  # an empty one may be taken, once
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(lambda _: create("run", "x/y", "fit", None), range(8)))
+    assert len({run.path for run in runs}) == 8
+    assert Path("run") in {run.path for run in runs}
+    first = next(run for run in runs if run.path == Path("run"))
+    first.record("a: 1\n", ["fit"], None)
+    assert not Path("run/.claim").exists()
+    assert create("run", "x/y", "fit", None).path.name != "run"
+    for run in runs:
+        run.discard()
+    assert Path("run/config.yaml").is_file(), "the directory was there before"
+    assert not [run for run in runs if run.is_new and run.path.exists()]
 
 
 class FixedTime:

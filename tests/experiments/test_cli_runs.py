@@ -161,7 +161,8 @@ def test_checkpoint_never_overrides_the_config(here, capsys):
     fit(config, "--ckpt_path=foreign.ckpt", "--run_dir=two", "--trainer.max_steps=3")
     assert yaml.safe_load(Path("two/config.yaml").read_text())["model"]["init_args"]["learning_rate"] == 0.1
     capsys.readouterr()
-    fit(config, "--ckpt_path=run/checkpoints/last.ckpt", "--model.network.dim=5", "--data.dim=5", code=2)
+    other = ("--model.network.dim=5", "--data.dim=5", "--trainer.max_steps=3")
+    fit(config, "--ckpt_path=run/checkpoints/last.ckpt", *other, code=2)
     assert capsys.readouterr().err == "error: the checkpoint has network.dim=4, the config 5\n"
 
 

@@ -1,10 +1,14 @@
 """``translate``: the same translations in every form, in order, and one clear line for every mistake."""
 
+import argparse
 import io
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_translator import MAX_LENGTH, PAIRS, write_checkpoint
 
-from experiments.line_io import read_chunks
+from experiments.line_io import open_output, read_chunks
 from experiments.translate import batches_by_length, main
 
 LINES = [source for source, _ in PAIRS][:12]
@@ -49,7 +53,7 @@ def test_order_is_kept_whatever_the_batches(translate):
 
 
 def test_empty_lines_stay_empty(translate):
-    code, output, _ = translate(["", LINES[0], "   ", LINES[1], ""])
+    code, output, _ = translate(["", LINES[0], "   ", LINES[1], "\u200b\xa0\ufeff"])
     assert code == 0
     assert [bool(line) for line in output] == [False, True, False, True, False]
     _, output, _ = translate(["", LINES[0]], "--json", "--alignments")
@@ -142,6 +146,13 @@ def test_length_limits(translate):
         assert len(tokens) >= 8 and len(set(tokens)) == len(tokens)
 
 
+def test_the_line_without_room_is_named(translate):
+    lines = [" ".join(LINES[:2]), "", LINES[0], "the"]
+    code, output, error = translate(lines, "--min-length", 53, "--buffer-lines", 1)
+    assert code == 2 and len(output) == 3
+    assert error.startswith("error: --min-length 53: the translation of line 4 may have at most 52 tokens")
+
+
 def test_long_lines_are_cut_with_a_warning(translate):
     long = " ".join(["the cat sees"] * 20)
     code, output, error = translate([LINES[0], long, LINES[1]], "--buffer-lines", 1)
@@ -158,7 +169,25 @@ def test_long_lines_are_cut_with_a_warning(translate):
         (["--top-k", 5], "--top-k needs --sample"),
         (["--seed", 5], "--seed needs --sample"),
         (["--sample", "--beam", 3], "--sample draws at random and has no --beam"),
-        (["--sample", "--temperature", 0], "temperature is 0.0"),
+        (["--sample", "--temperature", 0], "--temperature is 0.0; it must be above 0"),
+        (["--sample", "--temperature", "inf"], "--temperature is inf"),
+        (["--sample", "--top-p", "nan"], "--top-p is nan; it must be above 0 and at most 1"),
+        (["--sample", "--seed", -1], "--seed -1: it must be from 0 to"),
+        (["--sample", "--seed", 2**64], f"--seed {2**64}: it must be from 0 to"),
+        (["--length-penalty", "nan"], "--length-penalty nan: it must be a finite number of at least 0"),
+        (["--length-penalty", "inf"], "--length-penalty inf"),
+        (["--length-penalty=-1"], "--length-penalty -1.0"),
+        (
+            ["--length-penalty-kind", "none", "--length-penalty", 0.6],
+            "--length-penalty has no effect with --length-penalty-kind none",
+        ),
+        (["--prefix", ""], "--prefix is empty"),
+        (["--prefix", "\u200b "], "--prefix is empty"),
+        (["--min-length", 500], "--min-length 500: the translation of line 1 may have at most "),
+        (
+            ["--prefix", "die", "--max-length", 1],
+            "--prefix has 1 tokens: the translation of line 1 may have",
+        ),
         (["--alignments"], "--alignments needs --json"),
         (["--max-length", 3, "--min-length", 4], "--min-length 4 is more than --max-length 3"),
         (["--min-length", -1], "--min-length -1: it must not be negative"),
@@ -206,11 +235,18 @@ def test_run_directories(translate, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no checkpoint at all", "is not a readable checkpoint"),
-        (b"", "is not a readable checkpoint"),
+        (b"no checkpoint at all", "is not a PyTorch checkpoint"),
+        (b"cats\nand dogs\n", "is not a PyTorch checkpoint"),
+        (b"", "is not a PyTorch checkpoint"),
+        (b"PK\x03\x04 and no more", "is not a PyTorch checkpoint"),
+        (b"\x80\x02and no more", "is not a PyTorch checkpoint"),
+        (pickle.dumps({"weights": [1.0]}), "is not a PyTorch checkpoint"),
+        (pickle.dumps(Path.cwd, protocol=2), "holds objects that could run code; only plain weights are read"),
+        ({"state_dict": {}, "hook": print}, "holds objects that could run code; only plain weights are read"),
+        ({"state_dict": {}, "settings": argparse.Namespace()}, "holds objects that could run code"),
         ({"state_dict": {}}, "is not a translation checkpoint"),
         ({"WMTDataModule": None}, "has no tokenizer"),
-        ({"WMTDataModule": {"tokenizer": {"shared": True}}}, "tokenizer"),
+        ({"WMTDataModule": {"tokenizer": {"shared": True}}}, "other.ckpt: this is not the state of a tokenizer"),
     ],
 )
 def test_unreadable_and_foreign_checkpoints(translate, tmp_path, content, message):
@@ -224,6 +260,7 @@ def test_unreadable_and_foreign_checkpoints(translate, tmp_path, content, messag
     code, output, error = translate(LINES, model=str(path))
     assert code == 2 and output == []
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert "weights_only" not in error
 
 
 def test_bf16(translate):
@@ -279,3 +316,58 @@ def test_reader_that_goes_away(checkpoint):
     assert process.wait(timeout=60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.fixture
+def full_disk():
+    """Let every file have at most some bytes, which a write reports as a full disk does: without a file name."""
+    resource = pytest.importorskip("resource")
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_names_the_output(tmp_path, full_disk):
+    with pytest.raises(OSError) as caught, open_output(str(tmp_path / "out.de")) as output:
+        output.write("x" * 100)
+    assert caught.value.filename == str(tmp_path / "out.de")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_without_permission_names_the_output(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".out.de.x.tmp"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught, open_output(str(tmp_path / "out.de")):
+        pass
+    assert caught.value.filename == str(tmp_path / "out.de")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_full_standard_output(checkpoint):
+    command = [sys.executable, "-m", "experiments", "translate", "--checkpoint", checkpoint]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, input=LINES[0].encode(), stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode() == "error: standard output: No space left on device\n"
+
+
+def test_sigterm_leaves_nothing_behind(checkpoint, tmp_path):
+    command = [sys.executable, "-m", "experiments", "translate", "--checkpoint", checkpoint, "--buffer-lines", "1"]
+    process = subprocess.Popen(
+        [*command, "--output", tmp_path / "out.de"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [path.name.startswith(".out.de.") for path in tmp_path.iterdir()] == [True]
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert not list(tmp_path.iterdir())

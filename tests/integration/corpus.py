@@ -14,6 +14,7 @@ SMALL = {
     "--model.init_args.network.encoder_layers": "1",
     "--model.init_args.network.decoder_layers": "1",
     "--model.init_args.search.max_extra_length": "3",
+    "--data.init_args.corpus": "directory",
     "--data.init_args.tokenizer.vocab_size": "400",
     "--data.init_args.batch_tokens": "512",
     "--data.init_args.on_empty": "error",

@@ -32,7 +32,6 @@ def test_fit_validate_test_predict(config, corpus, tmp_path, capsys):
     small = options(
         {
             **SMALL,
-            "--data.init_args.corpus": "directory",
             "--data.init_args.data_dir": str(corpus),
             "--data.init_args.valid_prefix": "valid",
             "--data.init_args.test_prefix": "test",
@@ -108,6 +107,7 @@ def test_settings_that_a_checkpoint_would_override_are_refused(corpus, tmp_path,
     with_other_rate = [
         *["-c", str(tmp_path / "first" / "config.yaml"), f"--ckpt_path={checkpoint}"],
         *["--model.init_args.optimizer.init_args.lr=1e-5", f"--run_dir={tmp_path / 'second'}"],
+        "--trainer.max_steps=3",
     ]
     assert main(["fit", *with_other_rate]) == 2
     message = capsys.readouterr().err
@@ -143,3 +143,21 @@ def test_a_run_becomes_a_row(corpus, tmp_path, monkeypatch, capsys):
     assert set(row) >= {"date", "commit", "hardware", "torch", "minutes", "test/bleu", "test/bleu_moses_lowercase"}
     assert main(["bench", "run", str(tmp_path)]) == 2
     assert "is not the directory of a run that was tested" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["network.pad_id=9"], "network.pad_id is 9; in the data's vocabulary it is 0"),
+        (
+            ["network.positions=learned", "network.max_positions=64"],
+            "network.max_positions 64 is less than the data's max_length 256",
+        ),
+    ],
+)
+def test_networks_that_contradict_the_data_are_refused_before_training(changes, message, corpus, tmp_path, capsys):
+    small = options({**SMALL, "--data.init_args.data_dir": str(corpus), "--run_dir": str(tmp_path / "run")})
+    words = [f"--model.init_args.{change}" for change in changes]
+    assert main(["fit", "-c", str(CONFIGS / "synthetic.yaml"), *small, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,5 +1,7 @@
+import errno
 import gzip
 import io
+import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from datamodules.text import corpora
-from datamodules.text.corpora import WMT14_PARTS, ArchivePart, check_lines, fetch_multi30k, fetch_wmt14, write_synthetic
+from datamodules.text.corpora import (
+    WMT14_PARTS,
+    ArchivePart,
+    check_lines,
+    fetch_corpus,
+    fetch_multi30k,
+    fetch_wmt14,
+    write_synthetic,
+)
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> list[str]:
@@ -127,19 +137,51 @@ def test_the_built_in_corpus_is_written_once_and_whole(tmp_path: Path, monkeypat
     translation = pytest.importorskip("datamodules.synthetic.translation")
     calls: list[Path] = []
 
-    def write_corpus(directory: Path) -> None:
+    def write_corpus(directory: Path, **settings: int) -> None:
         calls.append(directory)
         for split in ("train", "valid", "test"):
             for language in ("en", "de"):
-                (directory / f"{split}.{language}").write_text("x\n")
+                (directory / f"{split}.{language}").write_text(f"{translation.GENERATOR_VERSION} {settings}\n")
 
     monkeypatch.setattr(translation, "write_corpus", write_corpus)
-    write_synthetic(tmp_path / "new", ("de", "en"))
-    write_synthetic(tmp_path / "new", ("en", "de"))
+    new = tmp_path / "new"
+    write_synthetic(new, ("de", "en"))
+    write_synthetic(new, ("en", "de"))
     assert len(calls) == 1
-    assert len(list((tmp_path / "new").iterdir())) == 6
-    (tmp_path / "new" / "valid.en").unlink()
-    with pytest.raises(ValueError, match=r"only a part of the built-in corpus \(missing: valid\.en\)"):
-        write_synthetic(tmp_path / "new", ("en", "de"))
+    assert len(list(new.iterdir())) == 7
+    assert json.loads((new / "corpus.json").read_text()) == {
+        "generator": translation.GENERATOR_VERSION,
+        **{"seed": 0, "train": 20_000, "valid": 1_000, "test": 1_000},
+    }
+    # What is lost, or of another version or size, is written again.
+    (new / "valid.en").unlink()
+    write_synthetic(new, ("en", "de"))
+    monkeypatch.setattr(translation, "GENERATOR_VERSION", 99)
+    write_synthetic(new, ("en", "de"))
+    assert (new / "valid.en").read_text() == (new / "train.de").read_text()
+    assert (new / "valid.en").read_text().startswith("99 ")
+    monkeypatch.setitem(corpora.SYNTHETIC_SETTINGS, "train", 10)
+    write_synthetic(new, ("en", "de"))
+    assert "'train': 10" in (new / "train.en").read_text()
+    assert len(calls) == 4
+    # Whole files of the same text without a record are the corpus too; a record of somebody else says nothing.
+    (new / "corpus.json").write_text('{"name": "mine"}')
+    write_synthetic(new, ("en", "de"))
+    assert "generator" in (new / "corpus.json").read_text()
+    (new / "corpus.json").unlink()
+    (new / "test.de").write_text("mine\n")
+    with pytest.raises(ValueError, match=r"new holds files that are not the built-in corpus: test\.de; use corpus=dir"):
+        write_synthetic(new, ("en", "de"))
+    assert (new / "test.de").read_text() == "mine\n"
+    assert not (new / ".unfinished").exists()
     with pytest.raises(ValueError, match="no language 'fr'"):
         write_synthetic(tmp_path / "other", ("en", "fr"))
+
+
+def test_a_full_disk_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpora, "write_synthetic", fail)
+    with pytest.raises(ValueError, match=r"cannot write the corpus synthetic to .*full: No space left on device"):
+        fetch_corpus("synthetic", tmp_path / "full", [], ("en", "de"))

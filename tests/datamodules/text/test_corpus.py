@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.text.corpus import check_pair, find_file, list_splits, read_lines, read_pairs
+from datamodules.text.corpus import check_pair, find_file, is_blank, list_splits, read_lines, read_pairs
 
 # Everything that str.splitlines breaks at, besides the newline.
 BREAKS_OF_SPLITLINES = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
@@ -59,7 +59,7 @@ def test_unequal_counts_name_both(tmp_path: Path) -> None:
         check_pair(target, source)
 
 
-@pytest.mark.parametrize("blank", [b"", b"   ", b"\t", "\u00a0\u2003".encode(), b"\r"])
+@pytest.mark.parametrize("blank", [b"", b" ", b"\t", "\xa0\u2003".encode(), b"\r", "\u200b \ufeff".encode()])
 def test_blank_lines_name_file_and_line(tmp_path: Path, blank: bytes) -> None:
     source = write(tmp_path / "a.en", b"1", b"2", b"3")
     target = write(tmp_path / "a.de", b"1", blank, b"3")
@@ -68,6 +68,11 @@ def test_blank_lines_name_file_and_line(tmp_path: Path, blank: bytes) -> None:
     summary = check_pair(source, target, allow_empty=True)
     assert (summary.lines, summary.empty) == (3, 1)
     assert list(read_pairs(source, target, skip_empty=True)) == [("1", "1"), ("3", "3")]
+
+
+def test_what_can_be_seen_is_not_blank() -> None:
+    assert all(is_blank(line) for line in ("", "\u200b", "\u00ad\u2060", "\u00a0\u200b\u3000\u200e\x85"))
+    assert not any(is_blank(line) for line in ("a", "\u200ba", " . ", "\u200b\u0300", "語", "\U0001f600"))
 
 
 def test_many_blank_lines_are_counted_but_not_all_listed(tmp_path: Path) -> None:

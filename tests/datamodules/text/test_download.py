@@ -87,7 +87,7 @@ def test_a_cut_connection_is_resumed(site: Site, tmp_path: Path) -> None:
 
 def test_the_next_run_continues(site: Site, tmp_path: Path) -> None:
     site.cuts = [1000]
-    with pytest.raises(OSError, match=r"ended after 1,000 of 102,400 bytes; 1,000 bytes are kept"):
+    with pytest.raises(FileNotFoundError, match=r"ended after 1,000 of 102,400 bytes; 1,000 bytes are kept"):
         fetch(site, tmp_path / "file.bin", attempts=1)
     assert not (tmp_path / "file.bin").exists()
     fetch(site, tmp_path / "file.bin", attempts=1)
@@ -122,7 +122,7 @@ def test_wrong_content_is_removed(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"cannot download .*/none: .*Not Found.*put it at .*file\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"cannot download .*/none: .*Not Found.*put it at .*file\.bin"):
         download(f"{site.url}/none", tmp_path / "file.bin", check=check, pause=0.01)
     assert len(site.ranges) == 1
 
@@ -131,12 +131,12 @@ def test_an_unreachable_server_fails_soon(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/file.bin"
-        with pytest.raises(OSError, match=rf"cannot download {url}: .*refused.*put it at .*file\.bin"):
+        with pytest.raises(FileNotFoundError, match=rf"cannot download {url}: .*refused.*put it at .*file\.bin"):
             download(url, tmp_path / "file.bin", check=check, pause=0.01)
 
 
 def test_a_silent_server_does_not_hang(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.bin"
-        with pytest.raises(OSError, match="timed out"):
+        with pytest.raises(FileNotFoundError, match="timed out"):
             download(url, tmp_path / "file.bin", check=check, attempts=2, timeout=0.1, pause=0.01)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.text import prepare
+from datamodules.text import binary, prepare
 from datamodules.text.prepare import PreparedData, SplitFiles
 from datamodules.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 
@@ -114,7 +114,7 @@ def test_a_fault_leaves_nothing_half_done(toy_corpus: Path, monkeypatch: pytest.
 
     with monkeypatch.context() as patched:
         patched.setattr(prepare.SequenceWriter, "write_ids", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ValueError, match=r"cannot write .*train-tokens-\w+: No space left.*cache_dir"):
             prepare_all(toy_corpus)
     assert not names(toy_corpus, "train-tokens")
     assert not names(toy_corpus, ".train")
@@ -143,6 +143,65 @@ def test_runs_that_start_together_do_the_work_once(toy_corpus: Path, monkeypatch
 
 def test_an_unwritable_directory_is_named(toy_corpus: Path) -> None:
     (toy_corpus / "blocked").touch()
-    with pytest.raises(OSError, match=r"cannot write prepared data to .*blocked.*set cache_dir"):
+    with pytest.raises(ValueError, match=r"cannot write prepared data to .*blocked.*set cache_dir"):
         with PreparedData(toy_corpus / "blocked" / "prepared").locked():
             pass
+
+
+def make_unwritable(directory: Path) -> None:
+    """Takes the place of the lock, which is what a directory without permission to write does, even for root."""
+    (directory / ".lock").unlink()
+    (directory / ".lock").mkdir()
+
+
+def test_a_read_only_directory_is_read(toy_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare_all(toy_corpus)
+    make_unwritable(toy_corpus / "prepared")
+    monkeypatch.setattr(prepare, "_renamed_when_done", lambda _: pytest.fail("written"))
+    assert prepare_all(toy_corpus) == first
+    # A copy has other times of change: the files are checked, and what they need is still there.
+    os.utime(toy_corpus / "train.en", ns=(1, 1))
+    assert prepare_all(toy_corpus) == first
+    with pytest.raises(ValueError, match=r"cannot write prepared data to .*prepared: .*set cache_dir") as caught:
+        prepare_all(toy_corpus, TokenizerConfig(vocab_size=72))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_names_the_file(toy_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = PreparedData(toy_corpus / "prepared")
+    with prepared.locked():
+        files = check(prepared, toy_corpus)
+        tokenizer = prepared.tokenizer(files, CONFIG)
+        monkeypatch.setattr(binary, "_values_file", lambda _: Path("/dev/full"))
+        with pytest.raises(ValueError, match=r"cannot write .*train-tokens-\w+: No space left on device"):
+            prepared.split(files, tokenizer, with_text=False)
+    assert not names(toy_corpus, "train-tokens") | names(toy_corpus, ".train-tokens")
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]", '{"a": 1}'])
+def test_a_damaged_record_of_checks_is_made_anew(toy_corpus: Path, content: str) -> None:
+    first = prepare_all(toy_corpus)
+    record = toy_corpus / "prepared" / "checked.json"
+    whole = record.read_text()
+    record.write_text(content)
+    assert prepare_all(toy_corpus) == first
+    assert whole[2:-2] in record.read_text()
+    record.write_text(whole.replace('"lines"', '"rows"'))
+    assert prepare_all(toy_corpus) == first
+    assert record.read_text() == whole
+
+
+def test_damaged_files_are_named(toy_corpus: Path) -> None:
+    prepare_all(toy_corpus)
+    [tokenizer] = (toy_corpus / "prepared").glob("tokenizer-*")
+    [tokens] = (toy_corpus / "prepared").glob("train-tokens-*")
+    whole = (tokenizer / "joint.model").read_bytes()
+    (tokenizer / "joint.model").write_bytes(whole[:4])
+    with pytest.raises(ValueError, match=r"joint\.model is damaged: 4 bytes .*; remove \S+ and start again$"):
+        prepare_all(toy_corpus)
+    (tokenizer / "joint.model").write_bytes(whole)
+    for content in (b"", b"short", b"long enough to be no header of numpy"):
+        (tokens / "source.offsets.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=r"source\.offsets\.npy is damaged; remove \S+ and start again"):
+            prepare_all(toy_corpus)

@@ -168,9 +168,51 @@ def test_bad_weights_are_never_written(tmp_path):
                     next(pl_module.parameters())[0, 0] = torch.nan
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
-    with pytest.raises(NonFiniteError, match="1 of 4 weights .* first network.0.weight; no checkpoint was written"):
+    message = "1 of 4 weights .* first network.0.weight; last batch: examples .*; no checkpoint was written"
+    with pytest.raises(NonFiniteError, match=message):
         trainer_of([StopOnNonFinite(), Poison()], enable_progress_bar=False).fit(ToyModule(), ToyData())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.ckpt", "2.ckpt"]
+
+
+class Explode(Callback):
+    """Multiplies the weights after step 5, before which a validation runs."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 5:
+            for parameter in pl_module.parameters():
+                parameter.mul_(self.factor)
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf, 1e30])  # of 1e30 the square is infinite in float32
+def test_bad_weights_are_told_before_a_validation(factor):
+    module = ToyModule()
+    with pytest.raises(NonFiniteError, match="of 4 weights have a norm that is NaN or infinite after step 5, "):
+        trainer_of([Explode(factor), StopOnNonFinite()], enable_progress_bar=False, num_sanity_val_steps=0).fit(
+            module, ToyData()
+        )
+    assert not module.validated_with
+
+
+def test_infinite_buffers_are_no_weights():
+    module = ToyModule()
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    trainer = SimpleNamespace(world_size=1, global_step=1)
+    StopOnNonFinite().on_save_checkpoint(trainer, module, {"state_dict": module.state_dict()})
+
+
+def test_flag_on_the_device_is_read_at_the_end_of_training():
+    check = StopOnNonFinite(every_n_steps=25)
+    trainer = SimpleNamespace(world_size=2, global_step=0)
+    trainer.strategy = SimpleNamespace(reduce_boolean_decision=lambda flag, all: flag)
+    check.on_train_batch_start(trainer, None, SimpleNamespace(indices=torch.tensor([3])), 0)
+    check.on_before_backward(trainer, None, torch.tensor(torch.nan))
+    check.on_train_batch_end(trainer, None, None, None, 0)
+    with pytest.raises(NonFiniteError, match="the loss of step 1 is nan; examples 3 "):
+        check.on_train_end(trainer, None)
 
 
 def test_writer_replaces_only_what_is_complete(tmp_path):

@@ -40,15 +40,32 @@ def test_variants_differ():
 
 def test_grows_and_stays_out_of_the_state_dict():
     positions = SinusoidalPositions(8)
-    torch.testing.assert_close(positions(990, 10), sinusoid_table(1000, 8)[990:])
+    torch.testing.assert_close(positions(990, 10, torch.empty(0)), sinusoid_table(1000, 8)[990:])
     assert not positions.state_dict()
+
+
+def test_table_that_grew_in_validation_serves_training():
+    positions = SinusoidalPositions(8)
+    with torch.inference_mode():
+        positions(0, 300, torch.empty(0))
+    weight = torch.ones(300, 8, requires_grad=True)
+    (weight * positions(0, 300, weight)).sum().backward()
+    torch.testing.assert_close(weight.grad, sinusoid_table(300, 8))
+    assert not list(positions.buffers())  # nothing for DistributedDataParallel to broadcast
+
+
+def test_device_and_dtype_follow_the_input():
+    positions = SinusoidalPositions(8)
+    assert positions(0, 3, torch.empty(0, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    # Back from bfloat16 without its rounding.
+    torch.testing.assert_close(positions(0, 3, torch.empty(0)), sinusoid_table(3, 8), atol=0, rtol=0)
 
 
 def test_learned_positions_name_their_limit():
     positions = LearnedPositions(8, 16)
-    assert torch.equal(positions(14, 2), positions.weight[14:])
+    assert torch.equal(positions(14, 2, torch.empty(0)), positions.weight[14:])
     with pytest.raises(ValueError, match="17 tokens exceeds max_positions 16"):
-        positions(10, 7)
+        positions(10, 7, torch.empty(0))
 
 
 @pytest.mark.parametrize(("dim", "exponent"), [(7, "paper"), (2, "tensor2tensor")])

@@ -355,6 +355,8 @@ def test_prefixes_of_different_lengths(beam_size):
     ("options", "message"),
     [
         ({"beam_size": 0}, "beam_size is 0"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number"),
+        ({"length_penalty": float("inf"), "beam_size": 1}, "length_penalty is inf"),
         ({"beam_size": 2, "num_hypotheses": 3}, "num_hypotheses is 3; it must be from 1 to beam_size"),
         ({"stop": "soon"}, "stop is 'soon'; it must be one of exact, estimate, first"),
         ({"length_penalty_kind": "avg"}, "length_penalty_kind is 'avg'"),

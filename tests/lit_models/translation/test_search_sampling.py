@@ -107,6 +107,9 @@ def test_scores_are_the_network_s_own():
     [
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; .* at least 1e-06"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),

@@ -68,7 +68,12 @@ def test_result_does_not_depend_on_the_batch(network, source, function, options)
 
 
 def test_beam_of_one_is_greedy(network, source):
-    assert search(network, source, LENGTHS, beam_search, beam_size=1) == search(network, source, LENGTHS, greedy_search)
+    greedy = search(network, source, LENGTHS, greedy_search)
+    assert search(network, source, LENGTHS, beam_search, beam_size=1) == greedy
+    # The machinery of wider beams, with a single hypothesis in it.
+    beam = search(network, source, LENGTHS, beam_search, beam_size=1, stop="first")
+    assert [best.tokens for [best] in beam] == [best.tokens for [best] in greedy]
+    assert [best.score for [best] in beam] == pytest.approx([best.score for [best] in greedy], abs=1e-5)
 
 
 def test_wider_beams_do_not_score_worse_here(network, source):

@@ -40,7 +40,8 @@ def test_layers_follow_the_paper(norm_order):
         return x + sublayer(norm_before(x)) if norm_order == "pre" else norm_after(x + sublayer(x))
 
     def embed(tokens):
-        return network.target_embedding.weight[tokens] * math.sqrt(16) + network.source_positions(0, tokens.shape[1])
+        scaled = network.target_embedding.weight[tokens] * math.sqrt(16)
+        return scaled + network.source_positions(0, tokens.shape[1], scaled)
 
     def stack(x, input_norm, layers, sublayers_of):
         norm_before = input_norm  # in a pre-norm network each norm opens the sublayer that comes next
