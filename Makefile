@@ -1,4 +1,4 @@
-# make train | test | lint | gpu ...: each creates .venv on first use and installs from pyproject.toml.
+# make train | test | lint ...: each creates .venv on first use and installs from pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

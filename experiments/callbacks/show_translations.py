@@ -1,15 +1,15 @@
 """What a translator has learnt, for people to read: sentences it translates and a picture of its attention."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.nn.utils.rnn import pad_sequence
 
 from experiments.translator import Translator
 from lit_models.translation import TranslationModule
-from lit_models.translation.search import beam_search
 
 
 class ShowTranslations(Callback):
@@ -31,8 +31,8 @@ class ShowTranslations(Callback):
             raise ValueError("ShowTranslations needs at least one sentence")
         self.sentences = sentences
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand the translations to W&B."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hand the translations to W&B, while the weights that are validated are still in place."""
         loggers: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "log_table")]
         if loggers and trainer.is_global_zero and not trainer.sanity_checking:
             _, targets = self._translate(_translator(trainer, pl_module), pl_module)
@@ -59,15 +59,12 @@ class ShowTranslations(Callback):
 
     def _translate(self, translator: Translator, module: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Return the sentences' source tokens (with EOS) and those of their best translations (without)."""
-        settings = module.search
-        search = partial(
-            beam_search,
-            beam_size=settings.beam_size,
-            length_penalty=settings.length_penalty,
-            length_penalty_kind=settings.length_penalty_kind,
-        )
         sources = [source.ids for source in translator.encode_sources(self.sentences)]
-        return sources, [best[0].tokens for best in translator.translate(sources, search)]
+        rows = [torch.tensor(ids, device=module.device) for ids in sources]
+        padded = pad_sequence(rows, batch_first=True, padding_value=translator.network.config.pad_id)
+        lengths = torch.tensor([len(ids) for ids in sources], dtype=torch.int32, device=module.device)
+        hypotheses = module.translate(padded, lengths, module.search.beam_size)
+        return sources, [best[0].tokens for best in hypotheses]
 
     @staticmethod
     def _texts(trainer: Any, targets: list[list[int]]) -> list[str]:

@@ -62,7 +62,7 @@ class TranslationModule(pl.LightningModule):
 
     The network is built when the datamodule's vocabulary is known. Training minimises the label-smoothed cross-entropy
     per target token, where "per token" means over all micro-batches and ranks of a step. Validation and testing log the
-    cross-entropy without smoothing (nats per token), perplexity, BLEU and chrF.
+    cross-entropy without smoothing (nats per token), perplexity, token accuracy, BLEU and chrF.
 
     Args:
         network: Sizes and variants of the Transformer.
@@ -123,7 +123,7 @@ class TranslationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the target tokens while the batch is still in host memory, where counting costs no wait."""
+        """Count this process's target tokens while the batch is in host memory, where counting costs no wait."""
         if self.trainer.training:
             self.tokens_seen += int(batch.target_lengths.sum())
         return batch
