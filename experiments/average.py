@@ -88,7 +88,7 @@ def ranked(directory: Path, kind: str) -> list[Path]:
     if kind == "best":
         return _by_score(newest_first, read[newest_first[0]]) if files else []
     # last.ckpt may be the same state as the newest of the others.
-    return list({_step(read[path]): path for path in newest_first}.values())
+    return list({_step(read[path]): path for path in reversed(newest_first)}.values())[::-1]
 
 
 def average_files(paths: Sequence[Path], output: Path) -> None:
@@ -120,7 +120,7 @@ def _step(checkpoint: Mapping[str, Any]) -> int:
 def _by_score(files: list[Path], newest: Mapping[str, Any]) -> list[Path]:
     """Order best checkpoints by the scores that the newest of them knows."""
     states = newest.get("callbacks", {})
-    state = next((value for key, value in states.items() if key.startswith("BestCheckpoint")), {})
+    state: Mapping[str, Any] = next((value for key, value in states.items() if key.startswith("BestCheckpoint")), {})
     scores = {Path(path).name: float(score) for path, score in state.get("best_k_models", {}).items()}
     known = [path for path in files if path.name in scores]
     if not known:
@@ -141,7 +141,10 @@ def _check_same(path: Path, checkpoint: Mapping[str, Any], other_path: Path, oth
     ]
     if lines:
         raise ValueError(f'"{other_path}" is of another network than "{path}" ({"; ".join(lines[:3])})')
-    if not _equal(checkpoint.get(DATA_KEY, {}).get("tokenizer"), other.get(DATA_KEY, {}).get("tokenizer")):
+    tokenizers = [dict(item.get(DATA_KEY, {}).get("tokenizer", {})) for item in (checkpoint, other)]
+    for tokenizer in tokenizers:
+        tokenizer.pop("dropout", None)  # of training alone
+    if not _equal(*tokenizers):
         raise ValueError(f'"{other_path}" has another tokenizer than "{path}"')
 
 

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments import arguments as command_line
 from experiments import quiet, run_directory
+from experiments.average import average_files
 from experiments.callbacks.checkpoints import BestCheckpoint, CheckpointOptions, LastCheckpoint
 from experiments.callbacks.graceful_stop import GracefulStop
 from experiments.callbacks.non_finite import StopOnNonFinite
@@ -30,7 +31,7 @@ from experiments.failures import judge, message, resume_hint
 from experiments.loggers import LazyWandbLogger, MetricsCSV, WandbChoice, wandb_mode
 from experiments.parser import HeddleArgumentParser
 from experiments.precision import fastest_precision
-from experiments.predictions import write_predictions
+from experiments.predictions import gather_predictions, write_predictions
 
 # Training is counted in steps: an epoch's end must not decide when to validate or to stop.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -146,7 +147,7 @@ class HeddleCLI(LightningCLI):
         self.record = RunRecord(self.run, text, self.given.command_line(), ckpt_path, earlier.get("wandb_id"))
         config = dict(config)
         if settings.auto_precision:
-            config["precision"] = fastest_precision()
+            config["precision"] = fastest_precision(config.get("accelerator", "auto"))
         config["callbacks"] = self._callbacks(config, callbacks)
         config["logger"] = self._loggers(config.get("logger"), settings, text, earlier.get("wandb_id"))
         config["default_root_dir"] = str(self.run.path)
@@ -193,7 +194,7 @@ class HeddleCLI(LightningCLI):
             found.append(StepProgressBar())
         if self.subcommand == "fit" and config.get("enable_checkpointing") is not False:
             options: CheckpointOptions = self.config_init[self.subcommand].checkpoint
-            self.last = LastCheckpoint(self.run.checkpoints, options.every_n_steps)
+            self.last = LastCheckpoint(self.run.checkpoints, options.every_n_steps, options.keep_last)
             found.append(self.last)
             if options.monitor is not None:
                 self.best = BestCheckpoint(self.run.checkpoints, options)
@@ -248,8 +249,10 @@ class HeddleCLI(LightningCLI):
         assert self.run is not None
         return self.run.path
 
-    @rank_zero_only
     def _after_predict(self, predictions: Any) -> None:
+        predictions = gather_predictions(predictions)
+        if not self.trainer.is_global_zero:
+            return
         written = write_predictions(predictions, self._directory)
         print(f"run directory  {self._directory}")
         if written:
@@ -259,8 +262,9 @@ class HeddleCLI(LightningCLI):
         """Test if asked to, and say where everything is."""
         best = Path(self.best.best_model_path) if self.best and self.best.best_model_path else None
         last = self.last.path if self.last and self.last.path.is_file() else None
+        averaged = self._average()
         if self.config[self.subcommand].test_after_fit and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            chosen = best or last
+            chosen = averaged or best or last
             if chosen is None:
                 raise UsageError('"test_after_fit" has no checkpoint to test: no step was trained')
             self.trainer.test(
@@ -268,6 +272,22 @@ class HeddleCLI(LightningCLI):
             )
         if self.trainer.is_global_zero:
             self._print_summary(best, last)
+            if averaged is not None:
+                print(f"averaged       {averaged}")
+
+    def _average(self) -> Path | None:
+        """Average the kept checkpoints if the configuration says so, and return the file."""
+        kind = self.config[self.subcommand].checkpoint.average
+        if kind == "none" or self.last is None:
+            return None
+        kept = list(self.best.best_k_models) if kind == "best" and self.best else self.last.kept
+        if not kept:
+            return None
+        path = self.last.path.with_name("averaged.ckpt")
+        if self.trainer.is_global_zero:
+            average_files([Path(name) for name in kept], path)
+        self.trainer.strategy.barrier("averaged.ckpt")
+        return path
 
     def _print_summary(self, best: Path | None, last: Path | None) -> None:
         here = Path.cwd()

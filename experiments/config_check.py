@@ -112,6 +112,13 @@ def check_settings(command: str, settings: Any, checkpoint: Mapping[str, Any]) -
             f'"{settings.ckpt_path}" is an average of checkpoints, from which no training resumes; '
             "give one of those that it was made of"
         )
+    every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches or 1
+    if isinstance(every, int) and every % accumulated and not trainer.fast_dev_run:
+        raise UsageError(
+            f'"trainer.val_check_interval" ({every} batches) must be a multiple of "trainer.accumulate_grad_batches" '
+            f"({accumulated}): validation and its checkpoint would fall within an optimizer step; "
+            f"the next multiple is {-(-every // accumulated) * accumulated}"
+        )
     step = checkpoint.get("global_step", -1)
     if 0 <= trainer.max_steps <= step:
         raise UsageError(

@@ -1,10 +1,43 @@
-"""Write what ``predict`` returns."""
+"""Gather and write what ``predict`` returns."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def gather_predictions(predictions: Any) -> Any:
+    """Return the predictions of all processes, to each of them; every process must call it.
+
+    Args:
+        predictions: What ``Trainer.predict`` returns in this process.
+
+    Returns:
+        The same for a run of one process; else the results in the order of the processes. A line that two of them
+        translated, so that both had equally many batches, is there once.
+    """
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return predictions
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, predictions)
+    return merge_predictions(parts)
+
+
+def merge_predictions(parts: list[Any]) -> list[Any]:
+    """Return the results of several processes in one list; of two with the same line number the first is kept.
+
+    Args:
+        parts: What ``Trainer.predict`` returned in each process.
+    """
+    seen: set[int] = set()
+    merged: list[Any] = []
+    for part in parts:
+        results = list(_flatten(part or []))
+        merged += [item for item in results if not (isinstance(item, tuple) and item[0] in seen)]
+        seen.update(item[0] for item in results if isinstance(item, tuple))
+    return merged
 
 
 def write_predictions(predictions: Any, directory: Path) -> Path | None:

@@ -55,7 +55,7 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             Path(self.path, _CLAIM).unlink(missing_ok=True)
 
-    def record(self, config: str, command: Sequence[str], parent: str | None) -> Path:
+    def record(self, config: str, command: Sequence[str], parent: str | None, precision: str | None = None) -> Path:
         """Write ``config.yaml``, ``command.txt``, ``git.txt``, ``git.diff`` and ``environment.json``.
 
         A file that is there already stays: the new one gets a number.
@@ -64,6 +64,7 @@ class RunDirectory:
             config: The text of the whole configuration.
             command: The words of the command line.
             parent: Checkpoint that the run starts from, if any.
+            precision: The trainer's precision, which the config may leave to the machine.
 
         Returns:
             The config file that was written.
@@ -80,7 +81,7 @@ class RunDirectory:
             "command.txt": "\n".join(lines) + "\n",
             "git.txt": git,
             "git.diff": diff,
-            "environment.json": json.dumps(describe_environment(), indent=2) + "\n",
+            "environment.json": json.dumps({**describe_environment(), "precision": precision}, indent=2) + "\n",
         }
         written: list[Path] = []
         try:

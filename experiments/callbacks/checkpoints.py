@@ -71,6 +71,7 @@ class LastCheckpoint(Checkpoint):
         self._every_n_steps = every_n_steps
         self._keep = keep
         self._saved_at = -1
+        self._due = False
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -85,25 +86,31 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save every so many steps."""
-        if self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
+        """Save every so many steps, never within one: the gradients of its micro-batches are not saved."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if self._due or (self._every_n_steps and trainer.global_step % self._every_n_steps == 0):
             self._save(trainer)
+        self._due = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after each validation, also at a step that is saved already: now the metrics are known."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         own_name = self.path.with_name(f"last-step{trainer.global_step}.ckpt")
-        if self._keep > 1 and own_name not in self.kept:
+        keeps = self._keep > 1 and trainer.global_step > 0 and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if keeps and own_name not in self.kept:
             self.kept.append(own_name)  # before saving, so that the file itself knows its name
         self._saved_at = -1
         self._save(trainer)
-        if self._keep > 1 and trainer.is_global_zero and self._saved_at == trainer.global_step:
+        if keeps and trainer.is_global_zero:
             own_name.unlink(missing_ok=True)
             _link_or_copy(self.path, own_name)
             for old in self.kept[: -self._keep]:
                 old.unlink(missing_ok=True)
         self.kept = self.kept[-self._keep :]
+        # An epoch whose last step was short moves later validations into a step: save again when that step is done.
+        self._due = trainer.fit_loop._should_accumulate()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of training."""
@@ -196,5 +203,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     """Give a file a second name; copy it where the file system cannot. Checkpoints are replaced, never changed."""
     try:
         os.link(source, target)
+    except FileExistsError:
+        return  # another process of the run was faster
     except OSError:
         shutil.copy2(source, target)

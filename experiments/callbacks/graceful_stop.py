@@ -6,11 +6,12 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from experiments.errors import StopRequested
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# How often the processes of a distributed run compare notes; each time costs one small all-reduce.
+# How often the processes of a distributed run compare notes, in optimizer steps; each time costs one small all-reduce.
 _AGREE_EVERY_N_STEPS = 10
 
 
@@ -49,13 +50,15 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if asked to.
+        """Stop here if asked to, and if the optimizer step is done: no checkpoint holds a part of its gradients.
 
         Raises:
             StopRequested: A signal arrived, at this process or at another of the run.
         """
+        if trainer.fit_loop._should_accumulate():
+            return
         if trainer.world_size > 1:
-            if (batch_idx + 1) % _AGREE_EVERY_N_STEPS:
+            if trainer.global_step % _AGREE_EVERY_N_STEPS:
                 return
             if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False) and self._signal is None:
                 self._signal = signal.SIGTERM
@@ -73,10 +76,17 @@ class GracefulStop(Callback):
         """Stop within an evaluation, whose remaining batches nobody waits for.
 
         Raises:
-            StopRequested: A signal arrived. A distributed run waits for its next training step instead.
+            StopRequested: A signal arrived. Distributed training waits for the end of a step instead, and so does
+                training whose optimizer step is not done.
         """
-        if trainer.world_size == 1:
-            self._raise_if_asked()
+        if trainer.state.fn == "fit":
+            if trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
+                self._raise_if_asked()
+            return
+        if self._signal is not None and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+            # The other processes would wait for this one for ever; there is nothing of theirs to save.
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+        self._raise_if_asked()
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end

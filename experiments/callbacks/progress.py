@@ -103,7 +103,12 @@ class StepProgressBar(ProgressBar):
         tokens = getattr(pl_module, "tokens_seen", None)
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         log_every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if tokens is not None and trainer.loggers and (stepped + 1) % log_every == 0:
+        if (
+            tokens is not None
+            and trainer.loggers
+            and (stepped + 1) % log_every == 0
+            and not trainer.fit_loop._should_accumulate()  # the micro-batches of a step share its number
+        ):
             pl_module.log("train/tokens_per_second", self._logged_rate.read(now, int(tokens)), batch_size=1)
         if not self._enabled:
             return

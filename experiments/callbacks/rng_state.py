@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 
@@ -41,6 +42,8 @@ def restore(state: dict[str, Any]) -> None:
 class RNGState(Callback):
     """Stores the generators' state in every checkpoint and restores it before the first step that follows.
 
+    Each process of a distributed run has generators of its own: all are stored, and each gets its own back.
+
     The state is that after the last training step: a validation, which may draw numbers of its own, does not change
     the numbers of training. So a run is the same whether it was stopped before, during or after a validation.
     """
@@ -48,14 +51,34 @@ class RNGState(Callback):
     def __init__(self) -> None:
         self._after_step: dict[str, Any] | None = None
         self._to_restore: dict[str, Any] | None = None
+        self._loaded: list[dict[str, Any]] | None = None  # of each process
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last step."""
-        return self._to_restore or self._after_step or capture()
+        """Return the state after the last step of every process; all of them must call this."""
+        own = self._to_restore or self._after_step or capture()
+        distributed = torch.distributed
+        if not distributed.is_available() or not distributed.is_initialized():
+            return {"processes": [own]}
+        states: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(states, own)
+        return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep a state until training begins; set-up code may draw numbers before that."""
-        self._to_restore = state_dict
+        """Keep the states until training begins; set-up code may draw numbers before that."""
+        self._loaded = state_dict.get("processes", [state_dict])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the state of this process."""
+        states, self._loaded = self._loaded, None
+        if states is None:
+            return
+        if len(states) == trainer.world_size:
+            self._to_restore = states[trainer.global_rank]
+        else:
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(states)} processes, this run has "
+                f"{trainer.world_size}: dropout and the like draw other numbers than an uninterrupted run"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the state of a checkpoint, or that from before a validation."""
@@ -66,7 +89,7 @@ class RNGState(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Capture the state after the step (about 20 microseconds)."""
+        """Capture the state after the step."""
         self._after_step = capture()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

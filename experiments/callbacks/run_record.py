@@ -45,7 +45,7 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record, once, on the first process."""
         if trainer.is_global_zero and self.config_path is None:
-            self.config_path = self.run.record(self._config, self._command, self._parent)
+            self.config_path = self.run.record(self._config, self._command, self._parent, trainer.precision)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note that training has begun."""

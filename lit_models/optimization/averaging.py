@@ -55,7 +55,9 @@ def _mean(name: str, values: Sequence[Tensor]) -> Tensor:
     if not values[0].is_floating_point():
         for number, value in enumerate(values[1:], start=2):
             if not torch.equal(values[0], value):
-                raise ValueError(f"{name} holds no floating-point numbers, and state {number} has others than the first")
+                raise ValueError(
+                    f"{name} holds no floating-point numbers, and state {number} has others than the first"
+                )
         return values[0].clone()
     total = values[0].detach().to(torch.float64, copy=True)
     for value in values[1:]:
