@@ -42,7 +42,8 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
         write_corpus(tmp_path / name, train=200, valid=20, test=20)
     write_corpus(tmp_path / "other", seed=1, train=200, valid=20, test=20)
     assert digest(tmp_path / "one") == digest(tmp_path / "two") != digest(tmp_path / "other")
-    # Whoever changes the grammar changes every published number with it: raise GENERATOR_VERSION, and change this line on purpose only.
+    # Whoever changes the grammar changes every published number with it: raise GENERATOR_VERSION, and change this line
+    # on purpose only.
     assert digest(tmp_path / "one") == "88baf0ec7f3918a65a563746130a95ff85f754ec6ce10b8d49afbd349f43f3c5"
 
 
