@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -318,20 +319,25 @@ def test_reader_that_goes_away(checkpoint):
     process.stderr.close()
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """Let every file have at most some bytes, which a write reports as a full disk does: without a file name."""
+    """Let no file grow, which a write reports as a full disk does: without a file name.
+
+    It holds for the whole process, the file that the test runner writes to included: for as short as can be.
+    """
     resource = pytest.importorskip("resource")
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_names_the_output(tmp_path, full_disk):
-    with pytest.raises(OSError) as caught, open_output(str(tmp_path / "out.de")) as output:
+def test_a_full_disk_names_the_output(tmp_path):
+    with full_disk(), pytest.raises(OSError) as caught, open_output(str(tmp_path / "out.de")) as output:
         output.write("x" * 100)
     assert caught.value.filename == str(tmp_path / "out.de")
     assert not list(tmp_path.iterdir())
