@@ -1,7 +1,7 @@
 """Dropout that does not dominate a training step on a CPU.
 
 torch draws one Bernoulli sample per element there, in sequence; here one 64-bit draw decides four elements with 16 bits
-each, about a tenth of the time. Other devices use torch's own dropout.
+each. Other devices use torch's own dropout.
 """
 
 from typing import Any

@@ -38,21 +38,15 @@ class StepTotals:
         """
         if self._sums is None:
             raise RuntimeError("no micro-batch was added before the optimiser step")
-        loss_sum, count = self._reduced()
-        self._sums = None
+        sums, self._sums = self._sums, None
+        if _world_size() > 1:
+            torch.distributed.all_reduce(sums)
+        loss_sum, count = sums
         count = count.clamp(min=1.0)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, accumulated * _world_size() / count)
         return loss_sum / count
-
-    def _reduced(self) -> Tensor:
-        sums = self._sums
-        if sums is None:
-            raise RuntimeError("nothing to reduce")
-        if _world_size() > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
 
 
 def _world_size() -> int:

@@ -35,14 +35,14 @@ class PastAttention:
         seen = (tensor[: position + 1].view(-1, *shape).permute(1, 2, 0, 3) for tensor in (self.key, self.value))
         return KeyValueCache(*seen)
 
-    def gather(self, rows: Tensor, position: int, capacity: int) -> None:
+    def gather(self, rows: Tensor, position: int) -> None:
         """Keep ``rows``, (kept,) int64, of the first ``position`` positions."""
-        self.key = _gathered(self.key, rows, position, capacity)
-        self.value = _gathered(self.value, rows, position, capacity)
+        self.key = _gathered(self.key, rows, position)
+        self.value = _gathered(self.value, rows, position)
 
 
-def _gathered(tensor: Tensor, rows: Tensor, position: int, capacity: int) -> Tensor:
-    kept = tensor.new_empty(capacity, rows.shape[0], tensor.shape[2])
+def _gathered(tensor: Tensor, rows: Tensor, position: int) -> Tensor:
+    kept = tensor.new_empty(tensor.shape[0], rows.shape[0], tensor.shape[2])
     torch.index_select(tensor[:position], 1, rows, out=kept[:position])
     return kept
 
@@ -72,7 +72,7 @@ class DecoderState:
     def reorder(self, rows: Tensor) -> None:
         """Let row ``i`` go on from what row ``rows[i]`` held; (sentences·beam,) int64, within each sentence."""
         for layer in self.past:
-            layer.gather(rows, self.position, layer.key.shape[0])
+            layer.gather(rows, self.position)
 
     def select(self, sentences: Tensor) -> None:
         """Keep only these sentences, (kept,) int64, in this order."""

@@ -310,8 +310,7 @@ def largest(values: Tensor, count: int, groups: int = 256) -> tuple[Tensor, Tens
     """Returns the ``count`` largest values of each row, largest first, and their columns: ``topk`` made fast on a CPU.
 
     PyTorch's ``topk`` looks at one value at a time on a CPU. The largest values lie in the groups of columns (every
-    ``groups``-th) with the largest maxima, and maxima are computed eight or sixteen at a time. On 320 rows of 9,712
-    columns, one thread, the ten largest take 2.9 ms instead of 7.8 ms.
+    ``groups``-th) with the largest maxima, and maxima are computed eight or sixteen at a time.
 
     Args:
         values: ``(rows, columns)``.
