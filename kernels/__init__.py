@@ -4,9 +4,18 @@ Everything here needs torch (and Triton on a GPU) and nothing else, so that the 
 benchmarks run on a bare image. Import from this package, never from the modules below it.
 """
 
+from kernels.backend import use_backend
 from kernels.dropout import dropout
 from kernels.flash_attention.op import attention_weights, flash_attention
 from kernels.layer_norm.op import add_layer_norm, layer_norm
 from kernels.linear_cross_entropy.op import linear_cross_entropy
 
-__all__ = ["add_layer_norm", "attention_weights", "dropout", "flash_attention", "layer_norm", "linear_cross_entropy"]
+__all__ = [
+    "add_layer_norm",
+    "attention_weights",
+    "dropout",
+    "flash_attention",
+    "layer_norm",
+    "linear_cross_entropy",
+    "use_backend",
+]
