@@ -6,7 +6,7 @@ benchmarks run on a bare image. Import from this package, never from the modules
 
 from kernels.backend import use_backend
 from kernels.dropout import dropout
-from kernels.flash_attention.op import attention_weights, flash_attention
+from kernels.flash_attention.op import attention_weights, flash_attention, flash_attention_varlen
 from kernels.layer_norm.op import add_layer_norm, layer_norm
 from kernels.linear_cross_entropy.op import linear_cross_entropy
 
@@ -15,6 +15,7 @@ __all__ = [
     "attention_weights",
     "dropout",
     "flash_attention",
+    "flash_attention_varlen",
     "layer_norm",
     "linear_cross_entropy",
     "use_backend",

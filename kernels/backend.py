@@ -16,8 +16,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from kernels import hopper
-
 Backend = Literal["torch", "triton"]
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -79,8 +77,6 @@ def runs_triton(tensor: Tensor, function: str) -> bool:
         backend, reason = "triton", _forced_by() if _forced else f"the tensors are on {tensor.device.type}"
     if not torch.compiler.is_compiling():
         _announce(backend, reason)
-        if backend == "triton" and tensor.is_cuda:
-            hopper.prepare(tensor.device.index)
     return backend == "triton"
 
 

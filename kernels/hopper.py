@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 SAFE_PTXAS = (13, 3)
 MISCOMPILING_TRITON = ((3, 4, 0), (3, 7, 0))
@@ -22,10 +23,18 @@ MISCOMPILING_TRITON = ((3, 4, 0), (3, 7, 0))
 DRIVER_FOR_PTXAS_13 = 13000
 
 
-def prepare(device: int) -> None:
-    """Warn once about an unsafe Triton or ptxas if a device is a Hopper, and use a safe ptxas if there is one."""
-    if torch.cuda.get_device_capability(device) == (9, 0):
+def prepare(tensor: Tensor) -> None:
+    """Warn once about an unsafe Triton or ptxas if a tensor is on a Hopper, and use a safe ptxas if there is one.
+
+    Operators call this before they launch a kernel.
+    """
+    if tensor.is_cuda and _is_hopper(tensor.device):
         _prepare_hopper()
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.cache

@@ -81,6 +81,48 @@ def attention(
     return output if blind is None else output.masked_fill(blind, 0.0)
 
 
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets_query: Tensor,
+    offsets_key: Tensor,
+    max_length_query: int,
+    max_length_key: int,
+    *,
+    causal: bool,
+    dropout_p: float,
+    scale: float | None,
+) -> Tensor:
+    """Compute what :func:`kernels.flash_attention_varlen` computes, one sequence after the other.
+
+    The offsets are read on the host; on a GPU that waits for them.
+    """
+    parts: list[Tensor] = []
+    row = 0
+    for (first, end), (first_key, end_key) in zip(
+        _segments(offsets_query, query.shape[0], max_length_query),
+        _segments(offsets_key, key.shape[0], max_length_key),
+        strict=True,
+    ):
+        if first > row:
+            parts.append(query.new_zeros(first - row, query.shape[1], value.shape[2]))
+        one = (
+            tensor.transpose(0, 1)[None]
+            for tensor in (query[first:end], key[first_key:end_key], value[first_key:end_key])
+        )
+        parts.append(attention(*one, causal=causal, dropout_p=dropout_p, scale=scale)[0].transpose(0, 1))
+        row = max(row, end)
+    parts.append(query.new_zeros(query.shape[0] - row, query.shape[1], value.shape[2]))
+    return torch.cat(parts)
+
+
+def _segments(offsets: Tensor, tokens: int, max_length: int) -> list[tuple[int, int]]:
+    """Return where each sequence begins and ends, inside the tensor and at most ``max_length`` long."""
+    bounds = [min(max(offset, 0), tokens) for offset in offsets.tolist()]
+    return [(first, min(max(end, first), first + max_length)) for first, end in zip(bounds, bounds[1:], strict=False)]
+
+
 def _may_be_blind(query_length: int, key_length: int, causal: bool, key_lengths: Tensor | None) -> bool:
     """Whether a query could be without any key: above the diagonal's start, or in an example without keys."""
     if causal and query_length > key_length:

@@ -1,8 +1,107 @@
-"""The public linear + cross-entropy function and its checks."""
+"""The public linear + cross-entropy function, its checks, its library operator and its gradient."""
 
+import math
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from kernels.backend import runs_triton
+from kernels.library import LIBRARY
 from kernels.linear_cross_entropy import reference
+
+# The gradients come with the loss: a chunk of logits is at hand only once. Those not wanted are empty.
+LIBRARY.define(
+    "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float label_smoothing, "
+    "int ignore_index, ScalarType compute_dtype, bool[] wanted, bool triton) -> "
+    "(Tensor loss, Tensor count, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+)
+
+
+def _run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    compute_dtype: torch.dtype,
+    wanted: list[bool],
+    triton: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    path: Any = reference
+    if triton:
+        from kernels.linear_cross_entropy import forward as path
+    return path.linear_cross_entropy(
+        hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted
+    )
+
+
+LIBRARY.impl("linear_cross_entropy", _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("heddle::linear_cross_entropy")
+def _fake(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wanted = settings[3]
+    return (
+        hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32)),
+        target.new_empty((), dtype=torch.int64),
+        hidden.new_empty(hidden.shape if wanted[0] else 0),
+        *reference.parameter_gradients(weight, bias, wanted),
+    )
+
+
+@register_flop_formula(torch.ops.heddle.linear_cross_entropy)
+def _flops(
+    hidden: torch.Size, weight: torch.Size, bias: torch.Size | None, target: torch.Size, *settings: Any, **_: Any
+) -> int:
+    """Count the product of the forward and those of the two gradients; padding counts, as the kernels multiply it."""
+    wanted = settings[3]
+    return 2 * math.prod(target) * math.prod(weight) * (1 + wanted[0] + wanted[1])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
+        return torch.ops.heddle.linear_cross_entropy(hidden, weight, bias, *settings)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, weight, bias = inputs[:3]
+        # Nothing is summed up for outputs that nobody differentiates: zeros for them would be as large as the weight.
+        context.set_materialize_grads(False)
+        context.mark_non_differentiable(*output[1:])
+        context.save_for_backward(*output[2:])
+        context.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = context.saved_tensors
+        weight_dtype, bias_dtype = context.dtypes
+        needed = context.needs_input_grad
+        return (
+            _scaled(grad_hidden, grad_loss, grad_hidden.dtype) if needed[0] else None,
+            _scaled(grad_weight, grad_loss, weight_dtype) if needed[1] else None,
+            _scaled(grad_bias, grad_loss, bias_dtype) if needed[2] else None,
+            *(None,) * 6,
+        )
+
+    @staticmethod
+    def vmap(*_: Any) -> None:
+        raise NotImplementedError(
+            "linear_cross_entropy does not run under torch.func.vmap; hidden (..., width) takes any leading dimensions"
+        )
+
+
+def _scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``gradient * grad_loss`` in a dtype, multiplied in float32 without holding a float32 copy."""
+    # A scalar tensor would take the gradient's dtype first, and a loss scale of 65,536 is inf in float16.
+    return torch.mul(gradient, grad_loss.reshape(1), out=torch.empty_like(gradient, dtype=dtype))
 
 
 def linear_cross_entropy(
@@ -19,10 +118,15 @@ def linear_cross_entropy(
     The smoothed label gives ``1 - label_smoothing`` to the target plus ``label_smoothing / vocabulary`` to every entry,
     the target included (Szegedy et al. 2016, and torch's ``cross_entropy``).
 
+    The logits exist for a chunk of tokens at a time, and the gradients that will be needed are made with them, so that
+    a backward only scales them. Products are taken in the dtype of the arguments, or in autocast's; sums, softmax and
+    the gradients of ``weight`` and ``bias`` are kept in float32.
+
     Args:
         hidden: (..., width), floating point.
         weight: (vocabulary, width), the output projection.
-        target: (...) int64 in [0, vocabulary), or ``ignore_index``.
+        target: (...) int32 or int64 in [0, vocabulary), or ``ignore_index``. Any other value raises on the PyTorch
+            path; the Triton path cannot raise without waiting for the device and makes the loss and its gradients NaN.
         bias: (vocabulary,) or None.
         label_smoothing: In [0, 1).
         ignore_index: Targets of this value add nothing to the loss, the count or a gradient.
@@ -32,9 +136,30 @@ def linear_cross_entropy(
         number, a scalar int64. Both are tensors on the device of ``hidden``.
 
     Raises:
-        ValueError: If shapes, devices or ``label_smoothing`` do not fit; the message names the argument.
+        ValueError: If shapes, devices, dtypes, ``label_smoothing`` or, on the PyTorch path, a target do not fit; the
+            message names the argument.
     """
-    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    _check(hidden, weight, target, bias, label_smoothing, autocast)
+    # What autocast would do to a linear layer: it leaves float64 alone.
+    casts = autocast and hidden.dtype != torch.float64
+    compute_dtype = torch.get_autocast_dtype(hidden.device.type) if casts else hidden.dtype
+    triton = runs_triton(hidden.new_empty(0, dtype=compute_dtype), "linear_cross_entropy")
+    trains = torch.is_grad_enabled()
+    wanted = [trains and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
+    loss, count, *_ = _LinearCrossEntropy.apply(
+        hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted, triton
+    )
+    return loss, count
+
+
+def _check(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, label_smoothing: float, autocast: bool
+) -> None:
+    """Raise a ValueError that names the argument at fault."""
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight must be (vocabulary, width) with at least one entry, got {tuple(weight.shape)}")
+    if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)} must end in the width of weight {tuple(weight.shape)}, (vocabulary, width)"
         )
@@ -42,13 +167,17 @@ def linear_cross_entropy(
         raise ValueError(
             f"target {tuple(target.shape)} must be shaped {tuple(hidden.shape[:-1])}, as hidden but its width"
         )
-    if target.is_floating_point():
-        raise ValueError(f"target must hold integer class ids, got {target.dtype}")
+    if target.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"target must hold integer class ids, torch.int32 or torch.int64, got {target.dtype}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if not hidden.is_floating_point():
+        raise ValueError(f"hidden must be floating point, got {hidden.dtype}")
     for name, tensor in (("weight", weight), ("target", target), ("bias", bias)):
         if tensor is not None and tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device}, hidden on {hidden.device}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != hidden.dtype and not (autocast and tensor.is_floating_point()):
+            raise ValueError(f"{name} is {tensor.dtype}, hidden {hidden.dtype}: they must be equal outside autocast")
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    return reference.linear_cross_entropy(hidden, weight, target, bias, label_smoothing, ignore_index)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from kernels import linear_cross_entropy
-from kernels.linear_cross_entropy import reference
+from kernels.linear_cross_entropy import reference, tuning
 
 
 def draw(dtype=torch.float64, tokens=(3, 7), vocabulary=11, width=5):
@@ -21,7 +21,7 @@ def draw(dtype=torch.float64, tokens=(3, 7), vocabulary=11, width=5):
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, 1000])  # one row a chunk, a ragged last chunk, all in one
 def test_loss_count_and_gradients(label_smoothing, with_bias, rows, monkeypatch):
-    monkeypatch.setitem(reference.CHUNK_BYTES, "cpu", rows * 11 * 8)
+    monkeypatch.setitem(tuning.CHUNK_BYTES, "cpu", rows * 11 * 8)
     hidden, weight, bias, target = draw()
     used = (hidden, weight, bias) if with_bias else (hidden, weight)
     logits = functional.linear(hidden, weight, bias if with_bias else None)
