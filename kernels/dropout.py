@@ -1,7 +1,7 @@
 """Dropout that does not dominate a training step on a CPU.
 
 torch draws one Bernoulli sample per element there, in sequence; here one 64-bit draw decides four elements with 16 bits
-each. Other devices use torch's own dropout.
+each. Other devices use torch's own dropout. Kernels that drop elements inside themselves take their seeds from here.
 """
 
 from typing import Any
@@ -37,6 +37,15 @@ def dropout(input: Tensor, p: float) -> Tensor:
         return functional.dropout(input, p)
     dropped_levels = min(round(p * _LEVELS), _LEVELS - 1)
     return _Dropout.apply(input, dropped_levels)
+
+
+def new_seed(device: torch.device) -> Tensor:
+    """Return the seed of one mask of a kernel, (1,) int64 on ``device``, from torch's generator of that device.
+
+    It never leaves the device, so nothing waits, a CUDA graph draws a new one at each replay, and whatever restores
+    torch's generator (a checkpointed block, a resumed run) restores the mask.
+    """
+    return torch.randint(2**62, (1,), device=device)
 
 
 class _Dropout(torch.autograd.Function):

@@ -60,15 +60,6 @@ def threshold(p: float) -> int:
     return min(round(p * 2**32), _UINT32)
 
 
-def new_seed(device: torch.device) -> Tensor:
-    """Return a seed, (1,) int64 on ``device``, from torch's generator of that device.
-
-    It never leaves the device, so nothing waits, a CUDA graph draws a new one at each replay, and whatever restores
-    torch's generator (a checkpointed block, a resumed run) restores the mask.
-    """
-    return torch.randint(2**62, (1,), device=device, dtype=torch.int64)
-
-
 def kept_reference(seed: int, streams: int, rows: int, columns: int, p: float) -> Tensor:
     """Return, in plain PyTorch, which elements the kernels keep: boolean (streams, rows, columns)."""
     first = _mix_reference((torch.arange(streams) + seed) & _UINT32) ^ (seed >> 32 & _UINT32)

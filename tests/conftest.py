@@ -3,15 +3,17 @@
 import os
 
 import pytest
+import torch
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not torch.cuda.is_available():
+    # Kernels run in Triton's interpreter. It is chosen when triton is imported, so before any test module is.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     """Start every test from one seed."""
-    import torch
-
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ With the weights ``P = 2^(scores - lse)``, ``D`` the dropout mask over 1 - p, an
     dQ = scale · dS K,  dK = scale · dSᵀ Q,  dB = dS summed over the axes that the bias broadcasts
 
 Nothing is added atomically, so two runs agree bit for bit: one kernel owns query rows, one owns key rows, and one owns
-tiles of a broadcast bias. The price is that scores are computed twice (seven products instead of five).
+tiles of the bias. The price is that scores are computed again in each: seven products instead of five, nine with dB.
 """
 
 import torch
@@ -31,7 +31,6 @@ def backward_query(
     grad_output: Tensor,
     delta: Tensor,
     grad_query: Tensor | None,
-    grad_bias: Tensor | None,
 ) -> None:
     """Launch the kernel that owns query rows.
 
@@ -42,8 +41,6 @@ def backward_query(
         grad_output: Shaped like ``output``, last dimension contiguous.
         delta: Shaped like ``lse``, written: the row sums of ``grad_output ∘ output``.
         grad_query: Shaped like the query, written; None if it is not wanted.
-        grad_bias: (batch, heads, query_rows, key_rows), contiguous, written where a query sees a key; None if it is not
-            wanted or the bias broadcasts.
     """
     tile = tuning.tile("backward_query", problem.shape)
     tiles = triton.cdiv(problem.max_query, tile.block_queries)
@@ -53,7 +50,6 @@ def backward_query(
         grad_output_pointer=grad_output,
         delta_pointer=delta,
         grad_query_pointer=grad_query,
-        grad_bias_pointer=grad_bias,
         **problem.strides("output", output),
         **problem.strides("grad_output", grad_output),
         **problem.strides("grad_query", output if grad_query is None else grad_query),
@@ -94,9 +90,14 @@ def backward_key_value(
 
 
 def backward_bias(
-    problem: Problem, lse: Tensor, grad_output: Tensor, delta: Tensor, shape: tuple[int, int, int, int]
+    problem: Problem,
+    lse: Tensor,
+    grad_output: Tensor,
+    delta: Tensor,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Launch the kernel that owns tiles of a broadcast bias; ``delta`` is what :func:`backward_query` wrote.
+    """Launch the kernel that owns tiles of the bias; ``delta`` is what :func:`backward_query` wrote.
 
     Args:
         problem: The inputs, dense, with a bias.
@@ -104,9 +105,10 @@ def backward_bias(
         grad_output: (batch, heads, query_rows, value_head_dim), last dimension contiguous.
         delta: Shaped like ``lse``.
         shape: Of the bias: (batch or 1, heads or 1, query_rows or 1, key_rows).
+        dtype: Of the bias.
 
     Returns:
-        The gradient of the bias, float32 in ``shape``.
+        The gradient of the bias.
     """
     tile = tuning.tile("backward_bias", problem.shape)
     batches, heads, rows, columns = shape
@@ -117,7 +119,7 @@ def backward_bias(
     programs = tiles * batches * heads * (1 if all_rows else row_tiles)
     members_each = triton.cdiv(members, min(members, triton.cdiv(BIAS_PROGRAMS, programs)))
     splits = triton.cdiv(members, members_each)
-    partial = torch.empty((splits, *shape), dtype=torch.float32, device=lse.device)
+    partial = torch.empty((splits, *shape), dtype=dtype if splits == 1 else torch.float32, device=lse.device)
     attention_backward_bias[(programs * splits,)](
         lse_pointer=lse,
         grad_output_pointer=grad_output,
@@ -134,4 +136,4 @@ def backward_bias(
         ALL_ROWS=all_rows,
         **tile.options(),
     )
-    return partial.sum(0)
+    return partial[0] if splits == 1 else partial.sum(0).to(dtype)

@@ -1,4 +1,4 @@
-"""The part of the attention backward that owns tiles of a bias which broadcasts over batch, heads or queries.
+"""The part of the attention backward that owns tiles of the bias.
 
 A program recomputes dS of its tile for every (batch, head, query tile) that shares it and adds them in registers,
 always in the same order: no (batch, heads, queries, keys) tensor and nothing atomic.
@@ -68,20 +68,15 @@ def _grad_scores(
         HEAD_DIM != BLOCK_D,
     )
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-    scores = add_bias(
-        scores,
-        bias_pointer,
-        rows[:, None],
-        columns[None, :],
-        query_length,
-        visible,
-        bias_stride_query,
-        bias_stride_key,
-        scale_log2,
-    )
     seen = in_rows[:, None] & (columns < visible)[None, :]
     if CAUSAL:
         seen &= columns[None, :] <= rows[:, None] + shift
+    scores = add_bias(
+        scores,
+        bias_pointer + long_rows * bias_stride_query + columns.to(tl.int64)[None, :] * bias_stride_key,
+        seen,
+        scale_log2,
+    )
     lse = tl.load(lse_pointer + rows, mask=in_rows, other=float("inf"))
     weights = tl.math.exp2(tl.where(seen, scores, float("-inf")) - lse[:, None])
     grad_output = load_tile(
@@ -125,7 +120,7 @@ def attention_backward_bias(
     lse_pointer,  # (batch, heads, query_rows) float32, base 2
     grad_output_pointer,  # (batch, heads, query_rows, VALUE_DIM)
     delta_pointer,  # (batch, heads, query_rows) float32
-    partial_pointer,  # (splits, bias batch, bias heads, query_rows or 1, key_rows) float32, written
+    partial_pointer,  # (splits, bias batch, bias heads, query_rows or 1, key_rows), written
     query_stride_batch,
     query_stride_head,
     query_stride,
@@ -241,8 +236,16 @@ def attention_backward_bias(
     plane = (split.to(tl.int64) * bias_batches + bias_batch) * bias_heads + bias_head
     in_columns = columns < key_rows
     if ALL_ROWS:
-        tl.store(partial_pointer + plane * key_rows + columns, tl.sum(total, 0), mask=in_columns)
+        tl.store(
+            partial_pointer + plane * key_rows + columns,
+            tl.sum(total, 0).to(partial_pointer.dtype.element_ty),
+            mask=in_columns,
+        )
     else:
         rows = bias_row_tile * BLOCK_M + block
         pointers = partial_pointer + (plane * query_rows + rows)[:, None] * key_rows + columns[None, :]
-        tl.store(pointers, total, mask=(rows < query_rows)[:, None] & in_columns[None, :])
+        tl.store(
+            pointers,
+            total.to(partial_pointer.dtype.element_ty),
+            mask=(rows < query_rows)[:, None] & in_columns[None, :],
+        )

@@ -1,7 +1,7 @@
 """The part of the attention backward that owns key rows: dK and dV, over all query heads of a group.
 
-It computes ``Sᵀ = K Qᵀ`` and ``dPᵀ = V dOᵀ`` directly: Triton 3.4 to 3.7.0 miscompile a product with a transposed product
-on Hopper, and where they do not, the transposition costs registers.
+It computes ``Sᵀ = K Qᵀ`` and ``dPᵀ = V dOᵀ`` directly: Triton 3.4 to 3.7.0 miscompile a product with a transposed
+product on Hopper, and where they do not, the transposition costs registers.
 """
 
 import triton
@@ -23,7 +23,8 @@ def _key_blocks(
     delta_pointer,
     bias_pointer,
     stream,  # uint32
-    columns,  # (BLOCK_N, 1) positions of the keys
+    keys,  # (BLOCK_N, 1) keys within the tile
+    columns,  # (BLOCK_N, 1) their positions
     column_keys,  # (BLOCK_N, 1)
     start,
     end,
@@ -69,17 +70,13 @@ def _key_blocks(
         )
         lse = tl.load(lse_pointer + rows, mask=rows < query_length, other=float("inf"))
         scores_t = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        scores_t = add_bias(
-            scores_t,
-            bias_pointer,
-            rows[None, :],
-            columns,
-            query_length,
-            visible,
-            bias_stride_query,
-            bias_stride_key,
-            scale_log2,
-        )
+        if bias_pointer is not None:
+            scores_t = add_bias(
+                scores_t,
+                bias_pointer + offset * bias_stride_query + block[None, :] * bias_stride_query + keys * bias_stride_key,
+                (rows[None, :] < query_length) & (columns < visible),
+                scale_log2,
+            )
         if MASKED:
             scores_t = tl.where(columns <= rows[None, :] + shift, scores_t, float("-inf"))
         weights_t = tl.math.exp2(scores_t * unit - lse[None, :])
@@ -231,7 +228,8 @@ def attention_backward_key_value(
         bias_of_head = bias_pointer
         if bias_pointer is not None:
             bias_of_head += batch * bias_stride_batch + head * bias_stride_head
-        for masked in tl.static_range(1, -1, -1) if CAUSAL else tl.static_range(1):
+            bias_of_head += first_column.to(tl.int64) * bias_stride_key
+        for masked in tl.static_range(2 if CAUSAL else 1):
             grad_key, grad_value = _key_blocks(
                 grad_key,
                 grad_value,
@@ -246,6 +244,7 @@ def attention_backward_key_value(
                 delta_pointer + row_offset,
                 bias_of_head,
                 stream,
+                block[:, None],
                 columns[:, None],
                 column_keys,
                 begin if masked else unmasked,

@@ -1,4 +1,4 @@
-"""The part of the attention backward that owns query rows: delta, dQ, and dB of a bias that has every axis."""
+"""The part of the attention backward that owns query rows: delta and dQ."""
 
 import triton
 import triton.language as tl
@@ -17,9 +17,9 @@ def _query_blocks(
     key_pointer,
     value_pointer,
     bias_pointer,
-    grad_bias_pointer,
     row_keys,  # (BLOCK_M, 1)
-    rows,  # (BLOCK_M, 1)
+    queries,  # (BLOCK_M, 1) queries within the tile
+    rows,  # (BLOCK_M, 1) their positions
     start,
     end,
     visible,
@@ -29,7 +29,6 @@ def _query_blocks(
     value_stride,
     bias_stride_query,
     bias_stride_key,
-    grad_bias_stride,
     scale_log2,
     keep_scale,
     dropout_threshold,
@@ -70,17 +69,16 @@ def _query_blocks(
             VALUE_DIM != BLOCK_DV,
         )
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        scores = add_bias(
-            scores,
-            bias_pointer,
-            rows,
-            columns[None, :],
-            query_length,
-            visible,
-            bias_stride_query,
-            bias_stride_key,
-            scale_log2,
-        )
+        if bias_pointer is not None:
+            scores = add_bias(
+                scores,
+                bias_pointer
+                + offset * bias_stride_key
+                + queries * bias_stride_query
+                + block[None, :] * bias_stride_key,
+                (rows < query_length) & (columns[None, :] < visible) if MASKED else rows < query_length,
+                scale_log2,
+            )
         if MASKED:
             seen = columns[None, :] < visible
             if CAUSAL:
@@ -92,12 +90,6 @@ def _query_blocks(
             keep = random.kept(row_keys, random.column_keys(columns)[None, :], dropout_threshold)
             grad_weights = tl.where(keep, grad_weights * keep_scale, 0.0)
         grad_scores = weights * (grad_weights - delta)
-        if grad_bias_pointer is not None:
-            tl.store(
-                grad_bias_pointer + rows.to(tl.int64) * grad_bias_stride + columns[None, :],
-                grad_scores.to(grad_bias_pointer.dtype.element_ty),
-                mask=(rows < query_length) & (columns[None, :] < visible),
-            )
         grad_query = tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision=PRECISION)
     return grad_query
 
@@ -117,7 +109,6 @@ def attention_backward_query(
     grad_output_pointer,  # (batch, heads, query_rows, VALUE_DIM)
     delta_pointer,  # (batch, heads, query_rows) float32, written
     grad_query_pointer,  # (batch, heads, query_rows, HEAD_DIM), written, or None
-    grad_bias_pointer,  # (batch, heads, query_rows, key_rows), contiguous, written, or None
     query_stride_batch,
     query_stride_head,
     query_stride,
@@ -160,7 +151,7 @@ def attention_backward_query(
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program computes delta and dQ of BLOCK_M query rows, and their dB."""
+    """One program computes delta and dQ of BLOCK_M query rows."""
     program = tl.program_id(0)
     tile = tiles - 1 - program % tiles if CAUSAL else program % tiles
     sequence = program // tiles // heads
@@ -199,7 +190,7 @@ def attention_backward_query(
     row_offset = (batch * heads + head) * query_rows + start
     tl.store(delta_pointer + row_offset + block, delta, mask=in_rows)
 
-    if grad_query_pointer is not None or grad_bias_pointer is not None:
+    if grad_query_pointer is not None:
         lse = tl.load(lse_pointer + row_offset + block, mask=in_rows, other=float("inf"))
         query_pointer += batch * query_stride_batch + head * query_stride_head + start * query_stride
         query = load_tile(
@@ -214,10 +205,7 @@ def attention_backward_query(
         key_pointer += batch * key_stride_batch + head // GROUP * key_stride_head + key_start * key_stride
         value_pointer += batch * value_stride_batch + head // GROUP * value_stride_head + key_start * value_stride
         if bias_pointer is not None:
-            bias_pointer += batch * bias_stride_batch + head * bias_stride_head
-        grad_bias = grad_bias_pointer
-        if grad_bias_pointer is not None:
-            grad_bias += (batch * heads + head) * query_rows * key_rows
+            bias_pointer += batch * bias_stride_batch + head * bias_stride_head + start * bias_stride_query
         row_keys = rows[:, None]
         if seed_pointer is not None:
             row_keys = random.row_keys(random.stream_key(seed_pointer, sequence * heads + head), row_keys)
@@ -238,8 +226,8 @@ def attention_backward_query(
                 key_pointer,
                 value_pointer,
                 bias_pointer,
-                grad_bias,
                 row_keys,
+                block[:, None],
                 rows[:, None],
                 unmasked if masked else 0,
                 end if masked else unmasked,
@@ -250,7 +238,6 @@ def attention_backward_query(
                 value_stride,
                 bias_stride_query,
                 bias_stride_key,
-                key_rows,
                 scale_log2,
                 keep_scale,
                 dropout_threshold,
@@ -264,12 +251,11 @@ def attention_backward_query(
                 masked == 1,
                 PRECISION,
             )
-        if grad_query_pointer is not None:
-            grad_query_pointer += (
-                batch * grad_query_stride_batch + head * grad_query_stride_head + start * grad_query_stride
-            )
-            tl.store(
-                grad_query_pointer + block[:, None] * grad_query_stride + depth[None, :],
-                (grad_query * scale).to(grad_query_pointer.dtype.element_ty),
-                mask=in_rows[:, None] & (depth[None, :] < HEAD_DIM),
-            )
+        grad_query_pointer += (
+            batch * grad_query_stride_batch + head * grad_query_stride_head + start * grad_query_stride
+        )
+        tl.store(
+            grad_query_pointer + block[:, None] * grad_query_stride + depth[None, :],
+            (grad_query * scale).to(grad_query_pointer.dtype.element_ty),
+            mask=in_rows[:, None] & (depth[None, :] < HEAD_DIM),
+        )

@@ -96,22 +96,13 @@ def load_tile(
 @triton.jit
 def add_bias(
     scores,  # raw products
-    bias_pointer,  # at the tile's (batch, head), or None
-    rows,  # of the queries, with an axis of 1
-    columns,  # of the keys, with an axis of 1
-    query_length,
-    visible,
-    bias_stride_query,
-    bias_stride_key,
+    pointers,  # to the bias of each
+    mask,
     scale_log2,
 ):
-    """Return scores, in units of log2 if there is a bias and raw otherwise."""
-    if bias_pointer is None:
-        return scores
-    else:
-        pointers = bias_pointer + rows.to(tl.int64) * bias_stride_query + columns.to(tl.int64) * bias_stride_key
-        bias = tl.load(pointers, mask=(rows < query_length) & (columns < visible), other=0.0)
-        return scores * scale_log2 + bias.to(tl.float32) * LOG2_E
+    """Return biased scores in units of log2."""
+    bias = tl.load(pointers, mask=mask, other=0.0)
+    return scores * scale_log2 + bias.to(tl.float32) * LOG2_E
 
 
 @triton.jit
@@ -124,7 +115,8 @@ def _attend(
     value_pointer,
     bias_pointer,
     row_keys,  # (BLOCK_M, 1) uint32
-    rows,  # (BLOCK_M, 1) positions of the queries
+    queries,  # (BLOCK_M, 1) queries within the tile
+    rows,  # (BLOCK_M, 1) their positions
     start,
     end,
     visible,
@@ -164,17 +156,16 @@ def _attend(
             HEAD_DIM != BLOCK_D,
         )
         scores = tl.dot(query, key_t, input_precision=PRECISION)
-        scores = add_bias(
-            scores,
-            bias_pointer,
-            rows,
-            columns[None, :],
-            query_length,
-            visible,
-            bias_stride_query,
-            bias_stride_key,
-            scale_log2,
-        )
+        if bias_pointer is not None:
+            scores = add_bias(
+                scores,
+                bias_pointer
+                + offset * bias_stride_key
+                + queries * bias_stride_query
+                + block[None, :] * bias_stride_key,
+                (rows < query_length) & (columns[None, :] < visible) if MASKED else rows < query_length,
+                scale_log2,
+            )
         if MASKED:
             seen = columns[None, :] < visible
             if CAUSAL:
@@ -291,7 +282,7 @@ def _attention_forward(
     key_pointer += batch * key_stride_batch + head // GROUP * key_stride_head + key_start * key_stride
     value_pointer += batch * value_stride_batch + head // GROUP * value_stride_head + key_start * value_stride
     if bias_pointer is not None:
-        bias_pointer += batch * bias_stride_batch + head * bias_stride_head
+        bias_pointer += batch * bias_stride_batch + head * bias_stride_head + start * bias_stride_query
     row_keys = rows[:, None]
     if seed_pointer is not None:
         row_keys = random.row_keys(random.stream_key(seed_pointer, sequence * heads + head), row_keys)
@@ -315,6 +306,7 @@ def _attention_forward(
             value_pointer,
             bias_pointer,
             row_keys,
+            block[:, None],
             rows[:, None],
             unmasked if masked else 0,
             end if masked else unmasked,
@@ -338,14 +330,17 @@ def _attention_forward(
             PRECISION,
         )
 
-    output *= tl.where(row_sum == 0.0, 0.0, keep_scale / row_sum)[:, None]
+    # A query without keys: its output is 0 and stays 0.
+    blind = row_sum == 0.0
+    row_sum = tl.where(blind, 1.0, row_sum)
+    output *= (keep_scale / row_sum)[:, None]
     output_pointer += batch * output_stride_batch + head * output_stride_head + start * output_stride
     tl.store(
         output_pointer + block[:, None] * output_stride + value_depth[None, :],
         output.to(output_pointer.dtype.element_ty),
         mask=(rows[:, None] < query_length) & (value_depth[None, :] < VALUE_DIM),
     )
-    lse = tl.where(row_sum == 0.0, float("inf"), row_max + tl.math.log2(row_sum))
+    lse = tl.where(blind, float("inf"), row_max + tl.math.log2(row_sum))
     tl.store(lse_pointer + (batch * heads + head) * query_rows + start + block, lse, mask=rows < query_length)
 
 
@@ -389,11 +384,12 @@ class Problem:
         self.heads = query.shape[1]
         self.key_heads = key.shape[1]
         self.max_query, self.max_key = max_query, max_key
+        block_d, block_dv = block_of(query.shape[3]), block_of(value.shape[3])
         self.shape = tuning.Shape(
+            architecture=tuning.architecture(query.device),
             query_length=max_query,
             key_length=max_key,
-            block_head_dim=block_of(query.shape[3]),
-            block_value_dim=block_of(value.shape[3]),
+            block_head_dim=max(block_d, block_dv),
             itemsize=query.element_size(),
             extras=bias is not None or seed is not None,
         )
@@ -423,8 +419,8 @@ class Problem:
             "GROUP": self.heads // self.key_heads,
             "HEAD_DIM": query.shape[3],
             "VALUE_DIM": value.shape[3],
-            "BLOCK_D": self.shape.block_head_dim,
-            "BLOCK_DV": self.shape.block_value_dim,
+            "BLOCK_D": block_d,
+            "BLOCK_DV": block_dv,
             "CAUSAL": causal,
             "PRECISION": "tf32" if query.dtype == torch.float32 and allows_tf32() else "ieee",
         }

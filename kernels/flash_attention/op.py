@@ -8,9 +8,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kernels import hopper
 from kernels.backend import runs_triton
+from kernels.dropout import new_seed
 from kernels.flash_attention import reference
 from kernels.flash_attention.checks import check_dense, check_packed, check_triton
 from kernels.library import LIBRARY
+
+# A tile has at most 256 rows, and their offsets are 32-bit numbers.
+FAR = 2**23
 
 
 def flash_attention(
@@ -171,14 +175,19 @@ def _apply(
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
-    seed = None
-    if dropout_p > 0.0:
-        seed = torch.randint(2**62, (1,), device=device)
+    query, key, value = (_addressable(tensor) for tensor in (query, key, value))
+    if bias is not None and max(bias.stride()[2:]) >= FAR:
+        bias = bias.contiguous()
+    seed = new_seed(device) if dropout_p > 0.0 else None
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     tensors = (query, key, value, bias, key_lengths, offsets_query, offsets_key, seed)
     output, _ = _Attention.apply(*tensors, max_query, max_key, causal, dropout_p, scale)
     return output
+
+
+def _addressable(tensor: Tensor) -> Tensor:
+    """Return a tensor whose last dimension is contiguous and whose tiles the kernels can address with 32 bits."""
+    return tensor if tensor.stride(-1) == 1 and tensor.stride(-2) < FAR else tensor.contiguous()
 
 
 INPUTS = (
@@ -261,41 +270,27 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Implement ``heddle::attention_backward``: gradients of query, key, value and bias, empty where not needed."""
     query, key, value, bias = inputs[:4]
-    grads = _backward_fake(grad_output, output, lse, needed, *inputs)
-    grad_query, grad_key, grad_value, grad_bias = grads
+    grads = list(_backward_fake(grad_output, output, lse, needed, *inputs))
     if output.numel() == 0 or key.numel() == 0:
-        for grad in grads:
-            grad.zero_()
-        return grads
+        return tuple(grad.zero_() for grad in grads)
     from kernels.flash_attention import backward, forward
 
     if grad_output.stride(-1) != 1:
         grad_output = grad_output.contiguous()
     problem = _problem(forward, *inputs)
     delta = torch.empty_like(lse)
-    whole_bias = needed[3] and bias.shape == (*query.shape[:3], key.shape[2])
-    backward.backward_query(
-        problem,
-        output,
-        lse,
-        grad_output,
-        delta,
-        grad_query if needed[0] else None,
-        grad_bias.zero_() if whole_bias else None,
-    )
+    backward.backward_query(problem, output, lse, grad_output, delta, grads[0] if needed[0] else None)
     if needed[1] or needed[2]:
-        if not needed[1]:
-            grad_key = torch.empty_like(key)
-        if not needed[2]:
-            grad_value = torch.empty_like(value)
+        grad_key = grads[1] if needed[1] else torch.empty_like(key)
+        grad_value = grads[2] if needed[2] else torch.empty_like(value)
         backward.backward_key_value(problem, lse, grad_output, delta, grad_key, grad_value)
-    if needed[3] and not whole_bias:
+    if needed[3]:
         if bias.shape[3] == key.shape[2]:
-            grad_bias.copy_(backward.backward_bias(problem, lse, grad_output, delta, tuple(bias.shape)))
+            grads[3] = backward.backward_bias(problem, lse, grad_output, delta, tuple(bias.shape), bias.dtype)
         else:
             # The same number added to every score of a row changes no weight.
-            grad_bias.zero_()
-    return grads
+            grads[3].zero_()
+    return tuple(grads)
 
 
 @torch.library.register_fake("heddle::attention_backward", lib=LIBRARY)
@@ -304,9 +299,8 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     query, key, value, bias = inputs[:4]
     packed = inputs[5] is not None
-    none = query.new_empty(0)
     return (
-        rows_first(query.shape, query, packed) if needed[0] else none,
+        rows_first(query.shape, query, packed) if needed[0] else query.new_empty(0),
         rows_first(key.shape, key, packed) if needed[1] else query.new_empty(0),
         rows_first(value.shape, value, packed) if needed[2] else query.new_empty(0),
         torch.empty(bias.shape, dtype=bias.dtype, device=bias.device) if needed[3] else query.new_empty(0),

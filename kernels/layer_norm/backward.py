@@ -16,7 +16,64 @@ from torch import Tensor
 
 from kernels import random
 from kernels.layer_norm import tuning
-from kernels.layer_norm.forward import as_rows, dropped, load_rows
+from kernels.layer_norm.allocation import backward_outputs
+from kernels.layer_norm.forward import as_rows, dropped, load_parameter, load_rows
+
+
+@triton.jit
+def backward_of_tile(
+    weight_pointer,
+    grad_normed_pointer,
+    grad_summed_pointer,
+    summed_pointer,
+    statistics_pointer,
+    grad_input_pointer,
+    grad_residual_pointer,
+    rows,
+    columns,
+    weight,
+    key,
+    count,
+    grad_normed_stride,
+    grad_summed_stride,
+    summed_stride,
+    threshold,
+    scale,
+    WIDTH: tl.constexpr,
+    RMS: tl.constexpr,
+):
+    """Write the gradients of a tile of rows; return its normalised values and its gradient of the normed tensor.
+
+    ``rows`` are (ROWS,) int64, ``columns`` (COLUMNS,), ``weight`` is (1, COLUMNS) float32 or 1, ``key`` that of the
+    dropout mask or None. The others are those of :func:`layer_norm_backward_kernel`.
+    """
+    mask = (rows < count)[:, None] & (columns < WIDTH)[None, :]
+    normalized = load_rows(summed_pointer, rows, columns, mask, summed_stride, WIDTH)
+    grad_normed = load_rows(grad_normed_pointer, rows, columns, mask, grad_normed_stride, WIDTH)
+    rstd = tl.load(statistics_pointer + rows, mask=rows < count, other=0.0)[:, None]
+    if not RMS:
+        normalized -= tl.load(statistics_pointer + count + rows, mask=rows < count, other=0.0)[:, None]
+    normalized *= rstd
+    if grad_input_pointer is not None or grad_residual_pointer is not None:
+        # Masked elements of ``grad`` are 0, so what ``normalized`` holds there does not count.
+        if weight is None:
+            grad = grad_normed * load_parameter(weight_pointer, columns, WIDTH)
+        else:
+            grad = grad_normed * weight
+        projection = tl.sum(grad * normalized, axis=1)[:, None] / WIDTH
+        if not RMS:
+            grad -= tl.sum(grad, axis=1)[:, None] / WIDTH
+        grad = (grad - normalized * projection) * rstd
+        if grad_summed_pointer is not None:
+            grad += load_rows(grad_summed_pointer, rows, columns, mask, grad_summed_stride, WIDTH)
+        offsets = rows[:, None] * WIDTH + columns[None, :]
+        if grad_residual_pointer is not None:
+            tl.store(grad_residual_pointer + offsets, grad.to(grad_residual_pointer.dtype.element_ty), mask=mask)
+        if grad_input_pointer is not None:
+            if key is not None:
+                grad = dropped(grad, key, rows, columns, threshold, scale)
+            tl.store(grad_input_pointer + offsets, grad.to(grad_input_pointer.dtype.element_ty), mask=mask)
+    return normalized, grad_normed
 
 
 @triton.jit(do_not_specialize=["count", "threshold"])
@@ -42,8 +99,12 @@ def layer_norm_backward_kernel(
     SUMS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Go over every num_programs-th tile of ROWS rows.
+    """Go over tiles of ROWS rows, as many tiles apart as there are programs; one tile each without partial sums.
+
+    With SPLITS > 1 the programs share out the columns as well, and only the partial sums are asked for.
 
     Args:
         grad_normed_pointer: (count, WIDTH), rows ``grad_normed_stride`` elements apart.
@@ -66,49 +127,69 @@ def layer_norm_backward_kernel(
         SUMS_WEIGHT: Whether the weight's gradient is asked for.
         SUMS_BIAS: Likewise, the bias's.
         ROWS: Rows of a tile, a power of two.
-        COLUMNS: WIDTH or the next power of two.
+        COLUMNS: WIDTH or the next power of two, or less with SPLITS.
+        SPLITS: Programs side by side over the columns.
+        STAGES: Tiles in flight, the one at work included.
     """
-    columns = tl.arange(0, COLUMNS)
+    program = tl.program_id(0) // SPLITS
+    programs = tl.num_programs(0) // SPLITS
+    columns = tl.program_id(0) % SPLITS * COLUMNS + tl.arange(0, COLUMNS)
     in_row = columns < WIDTH
-    weight_sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    bias_sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    if weight_pointer is not None:
-        weight = tl.load(weight_pointer + columns, mask=in_row, other=0.0).to(tl.float32)[None, :]
-    for first in range(tl.program_id(0).to(tl.int64) * ROWS, count, tl.num_programs(0) * ROWS):
-        rows = first + tl.arange(0, ROWS)
-        mask = (rows < count)[:, None] & in_row[None, :]
-        normalized = load_rows(summed_pointer, rows, columns, mask, summed_stride, WIDTH)
-        grad = load_rows(grad_normed_pointer, rows, columns, mask, grad_normed_stride, WIDTH)
-        rstd = tl.load(statistics_pointer + rows, mask=rows < count, other=0.0)[:, None]
-        if not RMS:
-            normalized -= tl.load(statistics_pointer + count + rows, mask=rows < count, other=0.0)[:, None]
-        normalized *= rstd
+    weight = 1.0 if weight_pointer is None else None if STAGES == 1 else load_parameter(weight_pointer, columns, WIDTH)
+    key = None if seed_pointer is None else random.stream_key(seed_pointer, tl.zeros([], tl.uint32))
+    start = program.to(tl.int64) * ROWS
+    if not SUMS_WEIGHT and not SUMS_BIAS:
+        backward_of_tile(
+            weight_pointer,grad_normed_pointer,
+            grad_summed_pointer,
+            summed_pointer,
+            statistics_pointer,
+            grad_input_pointer,
+            grad_residual_pointer,
+            start + tl.arange(0, ROWS),
+            columns,
+            weight,
+            key,
+            count,
+            grad_normed_stride,
+            grad_summed_stride,
+            summed_stride,
+            threshold,
+            scale,
+            WIDTH,
+            RMS,
+        )
+    else:
+        weight_sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+        bias_sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for first in tl.range(start, count, programs * ROWS, num_stages=STAGES):
+            normalized, grad_normed = backward_of_tile(
+                weight_pointer,grad_normed_pointer,
+                grad_summed_pointer,
+                summed_pointer,
+                statistics_pointer,
+                grad_input_pointer,
+                grad_residual_pointer,
+                first + tl.arange(0, ROWS),
+                columns,
+                weight,
+                key,
+                count,
+                grad_normed_stride,
+                grad_summed_stride,
+                summed_stride,
+                threshold,
+                scale,
+                WIDTH,
+                RMS,
+            )
+            weight_sums += grad_normed * normalized
+            bias_sums += grad_normed
+        offsets = program * (SUMS_WEIGHT + SUMS_BIAS) * WIDTH + columns
         if SUMS_WEIGHT:
-            weight_sums += grad * normalized
+            tl.store(sums_pointer + offsets, tl.sum(weight_sums, axis=0), mask=in_row)
         if SUMS_BIAS:
-            bias_sums += grad
-        if grad_input_pointer is not None or grad_residual_pointer is not None:
-            if weight_pointer is not None:
-                grad *= weight
-            # Masked elements of ``grad`` are 0, so what ``normalized`` holds there does not count.
-            projection = tl.sum(grad * normalized, axis=1)[:, None] / WIDTH
-            if not RMS:
-                grad -= tl.sum(grad, axis=1)[:, None] / WIDTH
-            grad = (grad - normalized * projection) * rstd
-            if grad_summed_pointer is not None:
-                grad += load_rows(grad_summed_pointer, rows, columns, mask, grad_summed_stride, WIDTH)
-            offsets = rows[:, None] * WIDTH + columns[None, :]
-            if grad_residual_pointer is not None:
-                tl.store(grad_residual_pointer + offsets, grad.to(grad_residual_pointer.dtype.element_ty), mask=mask)
-            if grad_input_pointer is not None:
-                if seed_pointer is not None:
-                    grad = dropped(grad, seed_pointer, rows, columns, threshold, scale)
-                tl.store(grad_input_pointer + offsets, grad.to(grad_input_pointer.dtype.element_ty), mask=mask)
-    offsets = tl.program_id(0) * (SUMS_WEIGHT + SUMS_BIAS) * WIDTH + columns
-    if SUMS_WEIGHT:
-        tl.store(sums_pointer + offsets, tl.sum(weight_sums, axis=0), mask=in_row)
-    if SUMS_BIAS:
-        tl.store(sums_pointer + offsets + SUMS_WEIGHT * WIDTH, tl.sum(bias_sums, axis=0), mask=in_row)
+            tl.store(sums_pointer + offsets + SUMS_WEIGHT * WIDTH, tl.sum(bias_sums, axis=0), mask=in_row)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -181,30 +262,58 @@ def backward(
     Returns:
         The gradients of input, residual, weight and bias, empty where nobody asks for them.
     """
-    width = summed.shape[-1]
-    count = summed.numel() // width
-    device = summed.device
-    shapes = (summed.shape, summed.shape, (width,), (width,))
     dtypes = (input_dtype, residual_dtype, weight_dtype, bias_dtype)
-    make = torch.zeros if count == 0 else torch.empty
-    gradients = [
-        torch.empty(0, device=device) if dtype is None else make(shape, dtype=dtype, device=device)
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    ]
-    if count == 0:
-        return gradients[0], gradients[1], gradients[2], gradients[3]
+    gradients = backward_outputs(summed, *dtypes)
     grad_input, grad_residual, grad_weight, grad_bias = (
         None if dtype is None else gradient for gradient, dtype in zip(gradients, dtypes, strict=True)
     )
-    parameters = [gradient for gradient in (grad_weight, grad_bias) if gradient is not None]
-    entry = tuning.backward_entry(width, max(summed.dtype.itemsize, grad_normed.dtype.itemsize))
-    programs = min(_most_programs(device), triton.cdiv(count, entry.rows))
-    sums = torch.empty((programs, len(parameters), width), dtype=torch.float32, device=device)
+    if summed.numel():
+        launch = functools.partial(
+            _launch, grad_normed, grad_summed, summed, weight, statistics, seed, dropout_p=dropout_p, rms=rms
+        )
+        wanted = (grad_weight is not None, grad_bias is not None)
+        if summed.shape[-1] > tuning.WIDEST_WITH_SUMS and any(wanted):
+            if grad_input is not None or grad_residual is not None:
+                launch(grad_input, grad_residual, False, False)
+            grad_input = grad_residual = None
+        sums = launch(grad_input, grad_residual, *wanted)
+        _add_partial_sums(sums, [gradient for gradient in (grad_weight, grad_bias) if gradient is not None])
+    return gradients
+
+
+def _launch(
+    grad_normed: Tensor,
+    grad_summed: Tensor | None,
+    summed: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    seed: Tensor | None,
+    grad_input: Tensor | None,
+    grad_residual: Tensor | None,
+    sums_weight: bool,
+    sums_bias: bool,
+    dropout_p: float,
+    rms: bool,
+) -> Tensor:
+    """Launch :func:`layer_norm_backward_kernel`; return the partial sums (programs, sums_weight + sums_bias, width)."""
+    width = summed.shape[-1]
+    count = summed.numel() // width
+    columns = tuning.block_width(width)
+    if grad_input is None and grad_residual is None:
+        # Nothing is summed along a row, so the columns need not stay together.
+        columns = min(columns, tuning.COLUMNS_OF_SPLIT)
+    splits = triton.cdiv(width, columns)
+    entry = tuning.backward_entry(columns, max(summed.dtype.itemsize, grad_normed.dtype.itemsize))
+    programs = triton.cdiv(count, entry.rows)
+    kinds = sums_weight + sums_bias
+    if kinds:
+        programs = min(programs, max(1, _multiprocessors(summed.device) * entry.programs // splits))
+    sums = torch.empty((programs if kinds else 0, kinds, width), dtype=torch.float32, device=summed.device)
     grad_normed_rows, grad_normed_stride = as_rows(grad_normed)
     grad_summed_rows, grad_summed_stride = (None, None) if grad_summed is None else as_rows(grad_summed)
     summed_rows, summed_stride = as_rows(summed)
     with torch.cuda.device_of(summed):
-        layer_norm_backward_kernel[(programs,)](
+        layer_norm_backward_kernel[(programs * splits,)](
             grad_normed_rows,
             grad_summed_rows,
             summed_rows,
@@ -222,30 +331,37 @@ def backward(
             1.0 / (1.0 - dropout_p),
             WIDTH=width,
             RMS=rms,
-            SUMS_WEIGHT=weight_dtype is not None,
-            SUMS_BIAS=bias_dtype is not None,
+            SUMS_WEIGHT=sums_weight,
+            SUMS_BIAS=sums_bias,
             ROWS=entry.rows,
-            COLUMNS=tuning.block_width(width),
+            COLUMNS=columns,
+            SPLITS=splits,
+            STAGES=entry.num_stages,
             num_warps=entry.num_warps,
+            maxnreg=entry.registers,
         )
-        if parameters:
-            blocks = triton.cdiv(width, tuning.SUM.columns)
-            add_partial_sums_kernel[(blocks * len(parameters),)](
-                sums,
-                parameters[0],
-                parameters[1] if len(parameters) == 2 else None,
-                programs,
-                WIDTH=width,
-                ROWS=tuning.SUM.rows,
-                COLUMNS=tuning.SUM.columns,
-                num_warps=tuning.SUM.num_warps,
-            )
-    return gradients[0], gradients[1], gradients[2], gradients[3]
+    return sums
+
+
+def _add_partial_sums(sums: Tensor, gradients: list[Tensor]) -> None:
+    """Write the sums over the programs, (programs, len(gradients), width), into the gradients."""
+    if not gradients:
+        return
+    blocks = triton.cdiv(sums.shape[-1], tuning.SUM.columns)
+    with torch.cuda.device_of(sums):
+        add_partial_sums_kernel[(blocks * len(gradients),)](
+            sums,
+            gradients[0],
+            gradients[1] if len(gradients) == 2 else None,
+            sums.shape[0],
+            WIDTH=sums.shape[-1],
+            ROWS=tuning.SUM.rows,
+            COLUMNS=tuning.SUM.columns,
+            num_warps=tuning.SUM.num_warps,
+        )
 
 
 @functools.cache
-def _most_programs(device: torch.device) -> int:
-    """Return how many programs stride over the rows on a device."""
-    if device.type != "cuda":
-        return tuning.PROGRAMS_ELSEWHERE
-    return torch.cuda.get_device_properties(device).multi_processor_count * tuning.PROGRAMS_PER_MULTIPROCESSOR
+def _multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a device has, counting any but a CUDA device as one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels import random
 from kernels.layer_norm import tuning
+from kernels.layer_norm.allocation import forward_outputs
 
 
 @triton.jit
@@ -26,15 +27,17 @@ def load_rows(pointer, rows, columns, mask, stride, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def dropped(x, seed_pointer, rows, columns, threshold, scale):
+def load_parameter(pointer, columns, WIDTH: tl.constexpr):
+    """Load a (WIDTH,) vector in float32 as a row of a tile."""
+    return tl.load(pointer + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def dropped(x, key, rows, columns, threshold, scale):
     """Zero elements of a tile and scale the others: the same elements in forward and backward."""
-    key = random.stream_key(seed_pointer, tl.zeros([], tl.uint32))
-    stays = random.kept(
-        random.row_keys(key, rows)[:, None],
-        random.column_keys(columns)[None, :],
-        threshold,
-    )
-    return tl.where(stays, x * scale, 0.0)
+    row_keys = random.row_keys(key, rows)[:, None]
+    column_keys = random.column_keys(columns)[None, :]
+    return tl.where(random.kept(row_keys, column_keys, threshold), x * scale, 0.0)
 
 
 @triton.jit(do_not_specialize=["count", "threshold"])
@@ -86,10 +89,17 @@ def layer_norm_kernel(
     in_row = columns < WIDTH
     mask = (rows < count)[:, None] & in_row[None, :]
     x = load_rows(input_pointer, rows, columns, mask, input_stride, WIDTH)
+    # Everything is asked for before the first reduction waits.
+    if weight_pointer is not None:
+        weight = load_parameter(weight_pointer, columns, WIDTH)
+    if bias_pointer is not None:
+        bias = load_parameter(bias_pointer, columns, WIDTH)
     if residual_pointer is not None:
+        residual = load_rows(residual_pointer, rows, columns, mask, residual_stride, WIDTH)
         if seed_pointer is not None:
-            x = dropped(x, seed_pointer, rows, columns, threshold, scale)
-        x += load_rows(residual_pointer, rows, columns, mask, residual_stride, WIDTH)
+            key = random.stream_key(seed_pointer, tl.zeros([], tl.uint32))
+            x = dropped(x, key, rows, columns, threshold, scale)
+        x += residual
         summed = x.to(summed_pointer.dtype.element_ty)
         tl.store(summed_pointer + rows[:, None] * WIDTH + columns[None, :], summed, mask=mask)
         # What is normalised is what the caller gets, and what the backward reads.
@@ -102,9 +112,9 @@ def layer_norm_kernel(
     tl.store(statistics_pointer + rows, rstd, mask=rows < count)
     x *= rstd[:, None]
     if weight_pointer is not None:
-        x *= tl.load(weight_pointer + columns, mask=in_row, other=0.0).to(tl.float32)[None, :]
+        x *= weight
     if bias_pointer is not None:
-        x += tl.load(bias_pointer + columns, mask=in_row, other=0.0).to(tl.float32)[None, :]
+        x += bias
     normed = x.to(normed_pointer.dtype.element_ty)
     tl.store(normed_pointer + rows[:, None] * WIDTH + columns[None, :], normed, mask=mask)
 
@@ -150,14 +160,8 @@ def forward(
         statistics (2, rows) float32, 1 / standard deviation and mean, the mean missing for RMS norm.
     """
     width = input.shape[-1]
-    count = input.numel() // width
-    normed = torch.empty(input.shape, dtype=dtype, device=input.device)
-    statistics = torch.empty((1 if rms else 2, count), dtype=torch.float32, device=input.device)
-    if residual is None:
-        summed = torch.empty(0, dtype=input.dtype, device=input.device)
-    else:
-        summed_dtype = torch.promote_types(input.dtype, residual.dtype)
-        summed = torch.empty(input.shape, dtype=summed_dtype, device=input.device)
+    normed, summed, statistics = forward_outputs(input, residual, rms, dtype)
+    count = statistics.shape[1]
     if count == 0:
         return normed, summed, statistics
     input_rows, input_stride = as_rows(input)

@@ -49,13 +49,58 @@ FORWARD = {
         16384: Entry(1, 16),
     },
 }
-BACKWARD = FORWARD
 
-# Programs of the backward per multiprocessor. Each keeps the sums of the weight's and the bias's gradients in
-# registers, so more of them would not fit, and each writes a row of partial sums, so fewer are less to add.
-PROGRAMS_PER_MULTIPROCESSOR = 4
-# On what has no multiprocessors (the interpreter): several, so that the partial sums of several programs meet.
-PROGRAMS_ELSEWHERE = 3
+
+@dataclass(frozen=True)
+class BackwardEntry(Entry):
+    """How the backward is launched: also tiles in flight, the one at work included."""
+
+    num_stages: int
+
+    @property
+    def registers(self) -> int:
+        """Registers that the compiler may give a thread: of 65536 in a multiprocessor, 128 for each of 512 threads."""
+        return min(128, 2048 // self.num_warps)
+
+    @property
+    def programs(self) -> int:
+        """Programs per multiprocessor. The grid is fixed, so all of them must fit at once."""
+        return max(1, 16 // self.num_warps)
+
+
+# A program also keeps the sums of the weight's and the bias's gradients in registers, two tiles in float32; the next
+# tile is fetched into shared memory meanwhile.
+BACKWARD = {
+    2: {
+        16: BackwardEntry(64, 4, 3),
+        32: BackwardEntry(32, 4, 3),
+        64: BackwardEntry(16, 4, 3),
+        128: BackwardEntry(8, 4, 3),
+        256: BackwardEntry(4, 4, 3),
+        512: BackwardEntry(2, 4, 3),
+        1024: BackwardEntry(1, 4, 3),
+        2048: BackwardEntry(1, 8, 3),
+        4096: BackwardEntry(1, 16, 2),
+        8192: BackwardEntry(1, 16, 1),
+        16384: BackwardEntry(1, 32, 1),
+    },
+    4: {
+        16: BackwardEntry(64, 4, 3),
+        32: BackwardEntry(32, 4, 3),
+        64: BackwardEntry(16, 4, 3),
+        128: BackwardEntry(8, 4, 3),
+        256: BackwardEntry(4, 4, 3),
+        512: BackwardEntry(2, 4, 3),
+        1024: BackwardEntry(1, 4, 3),
+        2048: BackwardEntry(1, 8, 3),
+        4096: BackwardEntry(1, 16, 2),
+        8192: BackwardEntry(1, 16, 1),
+        16384: BackwardEntry(1, 32, 1),
+    },
+}
+# Wider rows leave no room for those sums: a second pass makes them, in blocks of columns.
+WIDEST_WITH_SUMS = 8192
+COLUMNS_OF_SPLIT = 2048
 
 
 @dataclass(frozen=True)
@@ -81,14 +126,14 @@ def forward_entry(width: int, itemsize: int) -> Entry:
     return FORWARD[itemsize][block_width(width)]
 
 
-def backward_entry(width: int, itemsize: int) -> Entry:
+def backward_entry(width: int, itemsize: int) -> BackwardEntry:
     """Return how to launch the backward, likewise."""
     return BACKWARD[itemsize][block_width(width)]
 
 
 def entries() -> Iterator[tuple[str, int, int, Entry]]:
     """Yield every entry as (``"forward"`` or ``"backward"``, block width, itemsize, entry)."""
-    for kind, tables in (("forward", FORWARD), ("backward", BACKWARD)):
-        for itemsize, table in tables.items():
-            for block, entry in table.items():
-                yield kind, block, itemsize, entry
+    for itemsize, table in FORWARD.items():
+        for block, entry in table.items():
+            yield "forward", block, itemsize, entry
+            yield "backward", block, itemsize, BACKWARD[itemsize][block]

@@ -31,9 +31,10 @@ def _load(
     """Return a block of a row of logits in float32, -inf beyond the vocabulary."""
     # Masked at the aligned end of the row, which keeps the loads 16 bytes wide whatever the vocabulary.
     logits = tl.load(row_pointer + columns, mask=columns < STRIDE, other=0.0).to(tl.float32)
+    logits = tl.where(columns < VOCABULARY, logits, -float("inf"))
     if bias_pointer is not None:
         logits += tl.load(bias_pointer + columns, mask=columns < VOCABULARY, other=0.0).to(tl.float32)
-    return tl.where(columns < VOCABULARY, logits, -float("inf"))
+    return logits
 
 
 @triton.jit(do_not_specialize_on_alignment=["target_pointer", "losses_pointer"])
@@ -54,45 +55,43 @@ def _loss_and_gradient_kernel(
     row_pointer = logits_pointer + row * STRIDE
     target = tl.load(target_pointer + row)
     if target == IGNORE_INDEX:
-        # The logits are not read, so whatever stands in a padded position goes nowhere.
+        # Its logits are 0 already, as their gradient shall be.
         tl.store(losses_pointer + row, 0.0)
-        if GRADIENT:
-            for start in range(0, VOCABULARY, BLOCK):
-                columns = start + tl.arange(0, BLOCK)
-                zeros = tl.zeros([BLOCK], logits_pointer.dtype.element_ty)
-                tl.store(row_pointer + columns, zeros, mask=columns < STRIDE)
     else:
-        # Finite, so that a block of -inf (a bias that forbids words) leaves 0 and not NaN behind.
-        maximum = _LOWEST
-        exponentials = 0.0
-        total = 0.0
-        for start in range(0, VOCABULARY, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            logits = _load(row_pointer, bias_pointer, columns, VOCABULARY, STRIDE)
-            new_maximum = tl.maximum(maximum, tl.max(logits, 0))
-            exponentials = exponentials * tl.exp2((maximum - new_maximum) * _LOG2_E)
-            exponentials += tl.sum(tl.exp2((logits - new_maximum) * _LOG2_E), 0)
-            maximum = new_maximum
-            if LABEL_SMOOTHING:
-                total += tl.sum(tl.where(columns < VOCABULARY, logits, 0.0), 0)
-        log_sum = maximum + tl.log2(exponentials) / _LOG2_E
-        # A wrong target cannot raise from here: it makes the loss and the gradient NaN, and reads nothing.
+        # A wrong target cannot raise from here: it reads nothing and makes the loss and the gradient NaN. The logit at
+        # the target is read now, because the reductions below are barriers between this and overwriting it.
         inside = (target >= 0) & (target < VOCABULARY)
-        log_sum = tl.where(inside, log_sum, float("nan"))
         at_target = tl.load(row_pointer + target, mask=inside, other=0.0).to(tl.float32)
         if bias_pointer is not None:
             at_target += tl.load(bias_pointer + target, mask=inside, other=0.0).to(tl.float32)
-        loss = log_sum - (1.0 - LABEL_SMOOTHING) * at_target
-        if LABEL_SMOOTHING:
-            loss -= LABEL_SMOOTHING / VOCABULARY * total
+        # Every lane keeps its own maximum and sum, so that nothing in the loop waits for other warps. The maxima begin
+        # finite: -inf (a bias that forbids words) must add 0, not NaN.
+        maxima = tl.full([BLOCK], _LOWEST, tl.float32)
+        exponentials = tl.zeros([BLOCK], tl.float32)
+        totals = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, VOCABULARY, BLOCK):
+            columns = start + tl.arange(0, BLOCK)
+            logits = _load(row_pointer, bias_pointer, columns, VOCABULARY, STRIDE)
+            # Of the old maximum and the new logit one has the exponential 1 and the other this one.
+            smaller = tl.exp2(-tl.abs(logits - maxima) * _LOG2_E)
+            exponentials = tl.where(logits > maxima, exponentials * smaller + 1.0, exponentials + smaller)
+            maxima = tl.maximum(maxima, logits)
+            if LABEL_SMOOTHING > 0.0:
+                totals += tl.where(columns < VOCABULARY, logits, 0.0)
+        maximum = tl.max(maxima, 0)
+        exponentials *= tl.exp2((maxima - maximum) * _LOG2_E)
+        log2_sum = tl.log2(tl.sum(exponentials, 0))
+        log2_sum = tl.where(inside, log2_sum, float("nan"))
+        # Differences to the maximum, never their sum: large logits would lose the digits of the logarithm.
+        loss = log2_sum / _LOG2_E + (1.0 - LABEL_SMOOTHING) * (maximum - at_target)
+        if LABEL_SMOOTHING > 0.0:
+            loss += LABEL_SMOOTHING * (maximum - tl.sum(totals, 0) / VOCABULARY)
         tl.store(losses_pointer + row, loss)
         if GRADIENT:
-            # The logit at the target is read by all threads before any of them overwrites it.
-            tl.debug_barrier()
             for start in range(0, VOCABULARY, BLOCK):
                 columns = start + tl.arange(0, BLOCK)
                 logits = _load(row_pointer, bias_pointer, columns, VOCABULARY, STRIDE)
-                gradient = tl.exp2((logits - log_sum) * _LOG2_E) - LABEL_SMOOTHING / VOCABULARY
+                gradient = tl.exp2((logits - maximum) * _LOG2_E - log2_sum) - LABEL_SMOOTHING / VOCABULARY
                 gradient -= tl.where(columns == target, 1.0 - LABEL_SMOOTHING, 0.0)
                 tl.store(row_pointer + columns, gradient.to(logits_pointer.dtype.element_ty), mask=columns < STRIDE)
 
@@ -109,13 +108,13 @@ def loss_and_gradient(
     """Write the loss of every row and, if ``gradient``, overwrite the logits with their gradient.
 
     Args:
-        logits: (rows, vocabulary) without the bias, in rows of ``tuning.row_stride`` entries.
+        logits: (rows, vocabulary) without the bias, in rows of ``tuning.row_stride`` entries. Rows to be ignored are 0.
         target: (rows,) int32 or int64, contiguous. One outside the vocabulary that is not ``ignore_index`` makes the
             row's loss and gradient NaN.
         bias: (vocabulary,), contiguous, or None.
         losses: (rows,) float32, written.
         label_smoothing: In [0, 1).
-        ignore_index: Rows with this target get 0 loss and zero gradient.
+        ignore_index: Rows with this target get 0 loss and are left alone.
         gradient: Whether the gradient is wanted.
     """
     rows, vocabulary = logits.shape
@@ -163,7 +162,7 @@ def linear_cross_entropy(
     with torch.cuda.device_of(hidden):
         for start in range(0, tokens, rows):
             chunk = slice(start, start + rows)
-            # The zero gradient of a padded position must stay zero when it meets what stands there, were it NaN.
+            # What stands in a padded position, were it NaN, meets no gradient; and its logits are the gradient, 0.
             chunk_states = states[chunk].to(compute_dtype).masked_fill(ignored[chunk, None], 0.0)
             logits = torch.mm(chunk_states, matrix.T, out=buffer[: chunk_states.shape[0]])
             loss_and_gradient(logits, target[chunk], bias, losses[chunk], label_smoothing, ignore_index, any(wanted))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import hopper
 from kernels.backend import runs_triton
 from kernels.library import LIBRARY
 from kernels.linear_cross_entropy import reference
@@ -14,9 +15,8 @@ from kernels.linear_cross_entropy import reference
 # The gradients come with the loss: a chunk of logits is at hand only once. Those not wanted are empty.
 LIBRARY.define(
     "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, float label_smoothing, "
-    "int ignore_index, ScalarType compute_dtype, bool[] wanted, bool triton) -> "
-    "(Tensor loss, Tensor count, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
+    "int ignore_index, ScalarType compute_dtype, bool[3] wanted, bool triton) -> "
+    "(Tensor loss, Tensor count, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
 
 
@@ -34,15 +34,15 @@ def _run(
     path: Any = reference
     if triton:
         from kernels.linear_cross_entropy import forward as path
-    return path.linear_cross_entropy(
-        hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted
-    )
+
+        hopper.prepare(hidden)
+    return path.linear_cross_entropy(hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted)
 
 
 LIBRARY.impl("linear_cross_entropy", _run, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("heddle::linear_cross_entropy")
+@torch.library.register_fake("heddle::linear_cross_entropy", lib=LIBRARY)
 def _fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -53,6 +53,15 @@ def _fake(
         hidden.new_empty(hidden.shape if wanted[0] else 0),
         *reference.parameter_gradients(weight, bias, wanted),
     )
+
+
+def _refuse_vmap(*_: Any) -> Any:
+    raise NotImplementedError(
+        "linear_cross_entropy does not run under torch.func.vmap; hidden (..., width) takes any leading dimensions"
+    )
+
+
+torch.library.register_vmap("heddle::linear_cross_entropy", _refuse_vmap, lib=LIBRARY)
 
 
 @register_flop_formula(torch.ops.heddle.linear_cross_entropy)
@@ -71,37 +80,52 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, weight, bias = inputs[:3]
         # Nothing is summed up for outputs that nobody differentiates: zeros for them would be as large as the weight.
         context.set_materialize_grads(False)
         context.mark_non_differentiable(*output[1:])
-        context.save_for_backward(*output[2:])
-        context.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        context.save_for_backward(*inputs[:3], *output[2:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context: Any, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = context.saved_tensors
-        weight_dtype, bias_dtype = context.dtypes
-        needed = context.needs_input_grad
-        return (
-            _scaled(grad_hidden, grad_loss, grad_hidden.dtype) if needed[0] else None,
-            _scaled(grad_weight, grad_loss, weight_dtype) if needed[1] else None,
-            _scaled(grad_bias, grad_loss, bias_dtype) if needed[2] else None,
-            *(None,) * 6,
+    def backward(context: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 9
+        scale = _ScaledGradients.apply if torch.is_grad_enabled() else _ScaledGradients.forward
+        scaled = scale(grad_loss, *context.saved_tensors)
+        needed = context.needs_input_grad[:3]
+        return *(gradient if need else None for gradient, need in zip(scaled, needed, strict=True)), *(None,) * 6
+
+    vmap = staticmethod(_refuse_vmap)
+
+
+class _ScaledGradients(torch.autograd.Function):
+    """The backward. It takes the inputs only so that a second one arrives here, where it raises.
+
+    torch's ``once_differentiable`` lets a second backward pass in silence, and leaves its terms out, where the gradient
+    that arrives is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        grad_loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *gradients: Tensor
+    ) -> tuple[Tensor, ...]:
+        # Kept in float32 until scaled. A scalar would take the gradient's dtype before the product, and a loss scale of
+        # 65,536 is inf in float16; writing to the dtype of the input spares a float32 copy.
+        return tuple(
+            torch.mul(
+                gradient,
+                grad_loss.reshape(1),
+                out=torch.empty_like(gradient, dtype=(hidden if like is None else like).dtype),
+            )
+            for gradient, like in zip(gradients, (hidden, weight, bias), strict=True)
         )
 
     @staticmethod
-    def vmap(*_: Any) -> None:
-        raise NotImplementedError(
-            "linear_cross_entropy does not run under torch.func.vmap; hidden (..., width) takes any leading dimensions"
-        )
+    def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
 
-
-def _scaled(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``gradient * grad_loss`` in a dtype, multiplied in float32 without holding a float32 copy."""
-    # A scalar tensor would take the gradient's dtype first, and a loss scale of 65,536 is inf in float16.
-    return torch.mul(gradient, grad_loss.reshape(1), out=torch.empty_like(gradient, dtype=dtype))
+    @staticmethod
+    def backward(context: Any, *_: Any) -> None:
+        raise RuntimeError("linear_cross_entropy cannot be differentiated twice: its gradients are made with the loss")
 
 
 def linear_cross_entropy(
@@ -139,17 +163,18 @@ def linear_cross_entropy(
         ValueError: If shapes, devices, dtypes, ``label_smoothing`` or, on the PyTorch path, a target do not fit; the
             message names the argument.
     """
-    autocast = torch.is_autocast_enabled(hidden.device.type)
+    device = hidden.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     _check(hidden, weight, target, bias, label_smoothing, autocast)
     # What autocast would do to a linear layer: it leaves float64 alone.
     casts = autocast and hidden.dtype != torch.float64
-    compute_dtype = torch.get_autocast_dtype(hidden.device.type) if casts else hidden.dtype
+    compute_dtype = torch.get_autocast_dtype(device) if casts else hidden.dtype
     triton = runs_triton(hidden.new_empty(0, dtype=compute_dtype), "linear_cross_entropy")
     trains = torch.is_grad_enabled()
     wanted = [trains and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
-    loss, count, *_ = _LinearCrossEntropy.apply(
-        hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted, triton
-    )
+    # torch.compile cannot inline a Function with a setup_context, which it does where no gradient is wanted.
+    run = _LinearCrossEntropy.apply if any(wanted) else torch.ops.heddle.linear_cross_entropy
+    loss, count, *_ = run(hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted, triton)
     return loss, count
 
 

@@ -35,10 +35,10 @@ def linear_cross_entropy(
     Raises:
         ValueError: If a target is neither in the vocabulary nor ``ignore_index``.
     """
+    flat = (target.numel(), weight.shape[1])
     rows = (target.reshape(-1) != ignore_index).nonzero().squeeze(1)
     # Padding is dropped before the product, not after it.
-    kept_target = target.reshape(-1)[rows].long()
-    kept_hidden = hidden.reshape(target.numel(), -1)[rows].to(compute_dtype) if target.numel() else hidden.new_empty(0)
+    kept_target, kept_hidden = target.reshape(-1)[rows].long(), hidden.reshape(flat)[rows].to(compute_dtype)
     _check_targets(kept_target, weight.shape[0], ignore_index)
     matrix = weight.to(compute_dtype)
     loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -63,8 +63,8 @@ def linear_cross_entropy(
         if wanted[1]:
             add_product(grad_weight, grad_logits, kept_hidden[chunk])
     grad_hidden = hidden.new_zeros(hidden.shape if wanted[0] else 0)
-    if wanted[0] and target.numel():
-        grad_hidden.view(target.numel(), -1).index_copy_(0, rows, grad_kept.to(hidden.dtype))
+    if wanted[0]:
+        grad_hidden.view(flat).index_copy_(0, rows, grad_kept.to(hidden.dtype))
     return loss, loss.new_tensor(rows.shape[0], dtype=torch.int64), grad_hidden, grad_weight, grad_bias
 
 
@@ -81,10 +81,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add ``leftᵀ right`` to ``total``, which may have a wider dtype."""
     if left.dtype == total.dtype:
         total.addmm_(left.T, right)
-    elif total.is_cuda:
-        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
-    else:
+    elif total.device.type == "cpu":  # where no product has a wider result
         total += left.T @ right
+    else:
+        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
 
 
 def _check_targets(target: Tensor, vocabulary: int, ignore_index: int) -> None:

@@ -1,6 +1,6 @@
 """Chunk sizes and launch parameters, chosen from sizes alone.
 
-Peak memory in bf16, in bytes, for T tokens, a vocabulary of V and a width of W (T·V dominates):
+Peak memory in bf16 beside the arguments, in bytes, for T tokens, a vocabulary of V and a width of W (T·V dominates):
 
 - the plain path, ``cross_entropy(linear(hidden, weight), target)``, holds in its backward the log-probabilities, their
   gradient and the gradient of the logits: 6·T·V. Label smoothing adds to that, and so does autocast, which makes them
@@ -37,12 +37,13 @@ class Launch:
     num_warps: int
 
 
-# itemsize of the logits to (vocabularies up to SMALL_VOCABULARY, larger ones). A thread loads 16 bytes at a time, two
-# or four times a block; many warps per row keep few rows in flight, so that the second pass finds its row in the cache.
+# itemsize of the logits to (vocabularies up to SMALL_VOCABULARY, larger ones). A thread loads 16 bytes a block. Many
+# warps to a row keep few rows in flight, so that the second pass finds its row in the cache; two loads a block take up
+# to 125 registers a thread with 16 warps, and then one row fits a multiprocessor.
 SMALL_VOCABULARY = 4096
 LAUNCHES = {
-    2: (Launch(block=2048, num_warps=4), Launch(block=8192, num_warps=16)),
-    4: (Launch(block=1024, num_warps=4), Launch(block=4096, num_warps=16)),
+    2: (Launch(block=1024, num_warps=4), Launch(block=4096, num_warps=16)),
+    4: (Launch(block=512, num_warps=4), Launch(block=2048, num_warps=16)),
 }
 
 
