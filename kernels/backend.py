@@ -16,6 +16,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from kernels.library import refuse_transforms
+
 Backend = Literal["torch", "triton"]
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -73,6 +75,7 @@ def runs_triton(tensor: Tensor, function: str) -> bool:
     elif _forced is None and not has_triton():
         backend, reason = "torch", "the package triton is not installed"
     else:
+        refuse_transforms(function)
         _check_triton(tensor, function)
         backend, reason = "triton", _forced_by() if _forced else f"the tensors are on {tensor.device.type}"
     if not torch.compiler.is_compiling():
@@ -108,10 +111,12 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
-@functools.cache
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 def has_triton() -> bool:
     """Return whether the package triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from kernels.backend import runs_triton
 from kernels.dropout import new_seed
 from kernels.flash_attention import reference
 from kernels.flash_attention.checks import check_dense, check_packed, check_triton
-from kernels.library import LIBRARY
+from kernels.library import LIBRARY, first_order
 
 # A tile has at most 256 rows, and their offsets are 32-bit numbers.
 FAR = 2**23
@@ -117,9 +117,20 @@ def flash_attention_varlen(
             dropout_p=dropout_p,
             scale=scale,
         )
-    dense = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     output = _apply(
-        *dense, None, None, offsets_query, offsets_key, max_length_query, max_length_key, causal, dropout_p, scale
+        query,
+        key,
+        value,
+        None,
+        None,
+        offsets_query,
+        offsets_key,
+        max_length_query,
+        max_length_key,
+        causal,
+        dropout_p,
+        scale,
     )
     return output[0].transpose(0, 1)
 
@@ -180,9 +191,15 @@ def _apply(
         bias = bias.contiguous()
     seed = new_seed(device) if dropout_p > 0.0 else None
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    # torch.compile takes no tensor twice: not x three times, nor one tensor of offsets for queries and keys.
+    if key is query:
+        key = key.view_as(key)
+    if value is key or value is query:
+        value = value.view_as(value)
+    if offsets_key is not None and offsets_key is offsets_query:
+        offsets_key = offsets_key.view_as(offsets_key)
     tensors = (query, key, value, bias, key_lengths, offsets_query, offsets_key, seed)
-    output, _ = _Attention.apply(*tensors, max_query, max_key, causal, dropout_p, scale)
-    return output
+    return _Attention.apply(*tensors, max_query, max_key, causal, dropout_p, scale)
 
 
 def _addressable(tensor: Tensor) -> Tensor:
@@ -203,32 +220,27 @@ LIBRARY.define(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.heddle.attention_forward(*inputs)
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        context.save_for_backward(*inputs[:8], *output)
+    def forward(context: Any, *inputs: Any) -> Tensor:
+        output, lse = torch.ops.heddle.attention_forward(*inputs)
+        context.save_for_backward(*inputs[:8], output, lse)
         context.settings = inputs[8:]
-        context.mark_non_differentiable(output[1])
-        context.set_materialize_grads(False)
+        return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         needed = context.needs_input_grad[:4]
-        if grad_output is None:
-            return (None,) * 13
         *inputs, output, lse = context.saved_tensors
-        grads = torch.ops.heddle.attention_backward(grad_output, output, lse, needed, *inputs, *context.settings)
-        return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), *(None,) * 9
-
-    @staticmethod
-    def vmap(*_: Any) -> None:
-        raise NotImplementedError(
-            "flash_attention does not go through torch.func.vmap: it has a batch dimension of its own; move the mapped "
-            'dimension there, or use kernels.use_backend("torch")'
+        grads = first_order(
+            "flash_attention",
+            torch.ops.heddle.attention_backward,
+            grad_output,
+            output.detach(),
+            lse,
+            needed,
+            *inputs,
+            *context.settings,
         )
+        return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), *(None,) * 9
 
 
 def rows_first(shape: tuple[int, ...], like: Tensor, packed: bool) -> Tensor:

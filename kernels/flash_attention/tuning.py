@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 
 Kind = Literal["forward", "backward_query", "backward_key_value", "backward_bias"]
-# What an entry is for: sm_80 stands for GPUs with at most 163 KB of shared memory a block (its entries stay under 99 KB,
-# which sm_86, sm_89 and sm_120 have) and mma instructions, sm_90 for Hopper and data-centre Blackwell.
+# What an entry is for: sm_90 stands for Hopper and data-centre Blackwell, sm_80 for the others; its entries stay under
+# 99 KB of shared memory, which is what sm_86, sm_89 and sm_120 have.
 Architecture = Literal["sm_80", "sm_90"]
 
 
@@ -70,8 +70,8 @@ class Shape:
 # From this many queries and keys on, larger tiles: there are enough of them to fill a GPU.
 LONG = 1024
 
-# architecture -> kind -> (bytes per element, largest block of head_dim): tiles without and with extras; a second pair is
-# for long sequences.
+# architecture -> kind -> (bytes per element, largest block of head_dim): tiles without and with extras; a second pair
+# is for long sequences.
 TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int], tuple[Tile, ...]]]] = {
     "sm_90": {
         "forward": {
