@@ -22,7 +22,6 @@ from kernels.layer_norm.forward import as_rows, dropped, load_parameter, load_ro
 
 @triton.jit
 def backward_of_tile(
-    weight_pointer,
     grad_normed_pointer,
     grad_summed_pointer,
     summed_pointer,
@@ -56,10 +55,7 @@ def backward_of_tile(
     normalized *= rstd
     if grad_input_pointer is not None or grad_residual_pointer is not None:
         # Masked elements of ``grad`` are 0, so what ``normalized`` holds there does not count.
-        if weight is None:
-            grad = grad_normed * load_parameter(weight_pointer, columns, WIDTH)
-        else:
-            grad = grad_normed * weight
+        grad = grad_normed * weight
         projection = tl.sum(grad * normalized, axis=1)[:, None] / WIDTH
         if not RMS:
             grad -= tl.sum(grad, axis=1)[:, None] / WIDTH
@@ -135,12 +131,12 @@ def layer_norm_backward_kernel(
     programs = tl.num_programs(0) // SPLITS
     columns = tl.program_id(0) % SPLITS * COLUMNS + tl.arange(0, COLUMNS)
     in_row = columns < WIDTH
-    weight = 1.0 if weight_pointer is None else None if STAGES == 1 else load_parameter(weight_pointer, columns, WIDTH)
+    weight = 1.0 if weight_pointer is None else load_parameter(weight_pointer, columns, WIDTH)
     key = None if seed_pointer is None else random.stream_key(seed_pointer, tl.zeros([], tl.uint32))
     start = program.to(tl.int64) * ROWS
     if not SUMS_WEIGHT and not SUMS_BIAS:
         backward_of_tile(
-            weight_pointer,grad_normed_pointer,
+            grad_normed_pointer,
             grad_summed_pointer,
             summed_pointer,
             statistics_pointer,
@@ -164,7 +160,7 @@ def layer_norm_backward_kernel(
         bias_sums = tl.zeros([ROWS, COLUMNS], tl.float32)
         for first in tl.range(start, count, programs * ROWS, num_stages=STAGES):
             normalized, grad_normed = backward_of_tile(
-                weight_pointer,grad_normed_pointer,
+                grad_normed_pointer,
                 grad_summed_pointer,
                 summed_pointer,
                 statistics_pointer,

@@ -134,12 +134,6 @@ def _check_triton(input: Tensor, function: str, **others: Tensor | None) -> None
         if tensor is not None and tensor.dtype not in TRITON_DTYPES:
             allowed = ", ".join(map(str, TRITON_DTYPES))
             raise ValueError(f'{function}: {name} must be in {allowed}, got {tensor.dtype}; use_backend("torch")')
-    # An autograd.Function made for torch.func would cost more on every call than the kernel's launch.
-    if torch._C._are_functorch_transforms_active():
-        raise ValueError(
-            f"{function}: the Triton kernels do not go through torch.func (vmap, grad, jvp); input (..., width) takes "
-            'any leading dimensions in place of vmap, or use_backend("torch")'
-        )
 
 
 LIBRARY.define(
