@@ -9,6 +9,9 @@ from experiments.errors import near_miss
 BENCHMARKS = {
     "translation": ("experiments.bench.translation", "training, decoding and Lightning's overhead against Marian"),
     "run": ("experiments.bench.run", "the result of a training: its scores, minutes, commit and hardware as a row"),
+    "attention": ("experiments.bench.attention", "attention kernels, forward and backward, against other libraries"),
+    "layer_norm": ("experiments.bench.layer_norm", "layer-norm kernels against other libraries and a copy"),
+    "linear_cross_entropy": ("experiments.bench.linear_cross_entropy", "projection and loss: time and peak memory"),
     "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),
 }
 
@@ -18,7 +21,7 @@ def main(argv: list[str]) -> int:
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print("usage: python -m experiments bench NAME [arguments]\n")
-        print("\n".join(f"  {name:<14} {line}" for name, (_, line) in BENCHMARKS.items()))
+        print("\n".join(f"  {name:<22} {line}" for name, (_, line) in BENCHMARKS.items()))
         return 0
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)

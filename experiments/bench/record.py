@@ -3,6 +3,7 @@
 import csv
 import datetime
 import importlib.metadata
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +39,8 @@ def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     Raises:
         ValueError: If the file has other columns.
     """
-    path = RESULTS / f"{name}.csv"
     columns = list(rows[0])
-    exists = path.exists() and path.stat().st_size > 0
-    if exists:
-        with path.open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file))
-        if header != columns:
-            raise ValueError(f"{path} has the columns {header}, the new rows have {columns}: move it away")
+    path, exists = check_columns(name, columns)
     RESULTS.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -55,12 +50,33 @@ def append(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def check_columns(name: str, columns: Sequence[str]) -> tuple[Path, bool]:
+    """Return the file of a benchmark and whether it has rows.
+
+    Raises:
+        ValueError: If it has other columns.
+    """
+    path = RESULTS / f"{name}.csv"
+    if not path.exists() or path.stat().st_size == 0:
+        return path, False
+    with path.open(encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file))
+    if header != list(columns):
+        raise ValueError(f"{path} has the columns {header}, the new rows have {list(columns)}: move it away")
+    return path, True
+
+
 def measured_on(packages: Sequence[str]) -> dict[str, str]:
-    """Return date, commit (with ``+`` after it if the tree was changed), hardware and versions."""
+    """Return date, commit (with ``+`` after it if the tree was changed), hardware and versions.
+
+    A copy without its ``.git`` does not know its commit: there it is taken from ``HEDDLE_COMMIT``.
+    """
     import torch
 
     state, difference = describe_git()
-    commit = state.splitlines()[0].removeprefix("commit: ")[:10]
+    commit = state.splitlines()[0].removeprefix("commit: ").split()[0][:10]
+    if commit == "unknown":
+        commit = os.environ.get("HEDDLE_COMMIT") or commit
     cuda = torch.cuda.is_available()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

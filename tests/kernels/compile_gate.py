@@ -19,6 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(compiler.__file__).parent / "bin"
+
+
 @dataclass(frozen=True)
 class Target:
     """A GPU to compile for: its opt-in limit of shared memory in bytes, SASS name of its matrix products, SM count."""
@@ -33,11 +43,12 @@ class Target:
         return f"sm_{self.arch}"
 
 
-# CUDA C++ programming guide, technical specifications per compute capability; SMs of A100, H100 SXM and B200.
+# CUDA C++ programming guide, technical specifications per compute capability; SMs of A100, H100 SXM and B200. sm_80 has
+# 163 KB of shared memory, but what is compiled for it also runs on sm_86 and sm_89, which have 99.
 TARGETS = {
     target.name: target
     for target in (
-        Target(80, 163 * 1024, "HMMA", 108),
+        Target(80, 99 * 1024, "HMMA", 108),
         Target(90, 227 * 1024, "HGMMA", 132),
         Target(100, 227 * 1024, "UTC[A-Z]*MMA", 148),
     )
@@ -53,6 +64,9 @@ class Case:
     features: str
     dtype: str
     run: Callable[[], object]
+    targets: tuple[str, ...] = tuple(TARGETS)
+    # Whether products in 16 bits must run as HGMMA on sm_90.
+    hgmma: bool = True
     # Seconds after which the compiler counts as hung.
     limit: int = 120
 
@@ -73,24 +87,26 @@ class Resources:
     spills: int
     wide_loads: int
     ptxas: str
+    # The stack when the newer ptxas assembles it that kernels/hopper.py may choose on sm_90.
+    newer_stack: int = 0
     half_dots: int = field(default=0)
     transposed: list[str] = field(default_factory=list)
-
-
 
 
 # Rules
 
 
-def faults(kernels: Iterable[Resources], target: Target) -> list[str]:
+def faults(kernels: Iterable[Resources], target: Target, hgmma: bool = True) -> list[str]:
     """Return what no shipped configuration may do, in words."""
     found = []
     for kernel in kernels:
         if kernel.stack or kernel.spills:
             found.append(f"{kernel.kernel}: {kernel.stack} bytes of stack, {kernel.spills} spill instructions")
+        if kernel.newer_stack:
+            found.append(f"{kernel.kernel}: {kernel.newer_stack} bytes of stack with the newer ptxas")
         if kernel.shared > target.shared_limit:
             found.append(f"{kernel.kernel}: {kernel.shared} bytes of shared memory, limit {target.shared_limit}")
-        if target.arch == 90 and kernel.half_dots and not kernel.tensor_core:
+        if hgmma and target.arch == 90 and kernel.half_dots and not kernel.tensor_core:
             found.append(f"{kernel.kernel}: {kernel.half_dots} products in 16 bits, none runs as HGMMA")
         if kernel.transposed:
             found.append(f"{kernel.kernel}: a transposed product goes into a product: {', '.join(kernel.transposed)}")
@@ -154,10 +170,11 @@ def _value_graph(ttir: str) -> dict[str, tuple[str, list[str]]]:
                     for group in regions[-1]:
                         if i < len(group):
                             graph[group[i]][1].append(operand)
-        if line.startswith((" ", "}")) and text.startswith("}") and not text.endswith("{"):
-            regions.pop()
-        elif line.rstrip().endswith("{") and not text.startswith("}"):
+        opens, closes = line.rstrip().endswith("{"), text.startswith("}")
+        if opens and not closes:
             regions.append((results, arguments))
+        elif closes and not opens:
+            regions.pop()
     return graph
 
 
@@ -171,8 +188,6 @@ class OnlyCompiles:
         self.target = target
 
     def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
         return GPUTarget("cuda", self.target.arch, 32)
 
     def get_current_device(self) -> int:
@@ -184,10 +199,6 @@ class OnlyCompiles:
 
 def compiled_kernels(run: Callable[[], object], target: Target) -> list:
     """Run a launcher for a GPU that is not there, and return the kernels that it would have launched."""
-    import torch
-    import triton
-    from triton.runtime.jit import JITFunction
-
     triton.runtime.driver.set_active(OnlyCompiles(target))
     properties = SimpleNamespace(
         multi_processor_count=target.processors, major=target.arch // 10, minor=target.arch % 10
@@ -212,32 +223,49 @@ def compiled_kernels(run: Callable[[], object], target: Target) -> list:
 
 def measure(kernel, target: Target) -> Resources:
     """Read a compiled kernel's resources from its binary, its assembly and its intermediate code."""
-    from triton.backends.nvidia import compiler
-
-    tools = Path(compiler.__file__).parent / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
-        binary.write(kernel.asm["cubin"])
-        binary.flush()
-        usage = _said_by(tools / "cuobjdump", "-res-usage", binary.name)
-        code = _said_by(tools / "nvdisasm", binary.name)
-    used = {key: int(number) for key, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    registers, stack = _usage(kernel.asm["cubin"])
+    code = _said_by("nvdisasm", kernel.asm["cubin"])
     dots = re.findall(r"tt\.dot .*: tensor<[\dx]*(\w+)> \*", kernel.asm["ttir"])
     return Resources(
         kernel=kernel.metadata.name,
-        registers=used["REG"],
-        stack=used["STACK"] + used["LOCAL"],
+        registers=registers,
+        stack=stack,
         shared=kernel.metadata.shared,
         tensor_core=len(re.findall(rf"\b{target.tensor_core}\b", code)),
         spills=len(re.findall(r"\b(?:STL|LDL)\b", code)),
         wide_loads=len(re.findall(r"ld\.global\S*\.(?:v4\.b32|v2\.b64)|cp\.async\S* .*, 0x10,", kernel.asm["ptx"])),
         ptxas=compiler.get_ptxas(target.arch).version,
+        newer_stack=_usage(_assembled_by_newer(kernel))[1] if target.arch == 90 else 0,
         half_dots=sum(dtype in ("f16", "bf16") for dtype in dots),
         transposed=transposed_products(kernel.asm["ttir"]),
     )
 
 
-def _said_by(tool: Path, *arguments: str) -> str:
-    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
+def _usage(binary: bytes) -> tuple[int, int]:
+    """Return registers per thread and bytes of stack."""
+    said = _said_by("cuobjdump", binary, "-res-usage")
+    used = {key: int(number) for key, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    return used["REG"], used["STACK"] + used["LOCAL"]
+
+
+def _said_by(tool: str, binary: bytes, *arguments: str) -> str:
+    """Return what one of CUDA's tools says of a binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [str(TOOLS / tool), *arguments, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _assembled_by_newer(kernel) -> bytes:
+    """Return a kernel's binary as kernels/hopper.py may have it made."""
+    target = kernel.metadata.target
+    backend = make_backend(target)
+    os.environ["TRITON_PTXAS_PATH"] = str(TOOLS / "ptxas-blackwell")
+    try:
+        return backend.make_cubin(kernel.asm["ptx"], {}, backend.parse_options({}), target.arch)
+    finally:
+        del os.environ["TRITON_PTXAS_PATH"]
 
 
 def _start(case: Case, target: Target, path: Path) -> int:
@@ -276,9 +304,9 @@ class Outcome:
 
 
 def compile_all(cases: Iterable[Case], jobs: int) -> dict[str, Outcome]:
-    """Compile every case for every GPU, ``jobs`` at a time; the keys are :func:`key`."""
+    """Compile every case for its GPUs, ``jobs`` at a time; the keys are :func:`key`."""
     outcomes, running = {}, {}
-    waiting = [(case, target) for case in cases for target in TARGETS.values()][::-1]
+    waiting = pairs(cases)[::-1]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TRITON_CACHE_DIR"] = str(folder / "cache")
@@ -294,7 +322,13 @@ def compile_all(cases: Iterable[Case], jobs: int) -> dict[str, Outcome]:
     return outcomes
 
 
+def pairs(cases: Iterable[Case]) -> list[tuple[Case, Target]]:
+    """Return every case with every GPU that it is compiled for."""
+    return [(case, TARGETS[name]) for case in cases for name in case.targets]
+
+
 def key(case: Case, target: Target) -> str:
+    """Return the name of an outcome."""
     return f"{case.name} {target.name}"
 
 
@@ -319,6 +353,4 @@ def _outcome(pid: int, status: int, path: Path, seconds: float) -> Outcome:
             pass
     why = f"ended by {signal.Signals(-code).name} after {seconds:.0f} s" if code < 0 else "failed"
     log = path.with_suffix(".log").read_text(errors="replace").splitlines() if path.with_suffix(".log").exists() else []
-    return Outcome([], "\n".join([why, *log[-30:]]), seconds)
-
-
+    return Outcome([], "\n".join([why, *log[-15:]]), seconds)

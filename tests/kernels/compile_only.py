@@ -1,27 +1,30 @@
 """The table of what every shipped kernel uses, resources.csv, and the command that compares and rewrites it.
 
-    python tests/kernels/compile_only.py              compile everything, compare with resources.csv
-    python tests/kernels/compile_only.py layer_norm   only the cases with that in their name
-    python tests/kernels/compile_only.py --write      compile everything and rewrite resources.csv
+python tests/kernels/compile_only.py              compile everything, compare with resources.csv
+python tests/kernels/compile_only.py layer_norm   only the cases with that in their name
+python tests/kernels/compile_only.py --write      compile everything and rewrite resources.csv
 """
 
 import argparse
 import csv
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from compile_gate import TARGETS, Case, Outcome, Resources, Target, compile_all, faults, key
+import triton
+from compile_gate import Case, Outcome, Resources, Target, compile_all, faults, key, pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("resources.csv")
 REWRITE = "python tests/kernels/compile_only.py --write"
 # What the table says of a kernel, and of which one.
-COLUMNS = ["kernel", "registers", "stack", "shared", "tensor_core", "spills", "wide_loads", "ptxas"]
-HEADER = ["room", "entry", "features", "dtype", "target", "triton", *COLUMNS]
+COLUMNS = ["kernel", "registers", "stack", "shared", "tensor_core", "spills", "wide_loads", "ptxas", "newer_stack"]
+WHICH = ["room", "entry", "features", "dtype", "target"]
+HEADER = [*WHICH, "triton", *COLUMNS]
 
 
 def rows(case: Case, target: Target, triton_version: str, kernels: Iterable[Resources]) -> list[dict[str, str]]:
@@ -41,60 +44,78 @@ def read_table() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def of_case(table: Iterable[dict[str, str]], case: Case, target: Target) -> list[dict[str, str]]:
-    """Return the rows of a table that are about one case on one GPU."""
-    which = (case.room, case.entry, case.features, case.dtype, target.name)
-    return [row for row in table if tuple(row[column] for column in HEADER[:5]) == which]
+def judge(
+    case: Case, target: Target, outcome: Outcome, committed: list[dict[str, str]], triton_version: str
+) -> list[str]:
+    """Return what is wrong with a case: it does not compile, it breaks a rule, or it differs from the table.
 
-
-def difference(committed: list[dict[str, str]], now: list[dict[str, str]]) -> str:
-    """Return the rows that differ, a line for each, empty if none does."""
-    before, after = ([" ".join(f"{column} {row[column]}" for column in COLUMNS) for row in r] for r in (committed, now))
-    return "\n".join(line for line in difflib.ndiff(before, after) if line[0] in "+-")
+    Args:
+        case: The case.
+        target: The GPU that it was compiled for.
+        outcome: What came of it.
+        committed: The table. It binds only the Triton version that it was written with.
+        triton_version: The one that compiled.
+    """
+    if outcome.error:
+        return [outcome.error]
+    found = faults(outcome.kernels, target, case.hgmma)
+    if any(row["triton"] == triton_version for row in committed):
+        now = rows(case, target, triton_version, outcome.kernels)
+        which = [now[0][column] for column in WHICH]
+        before = [row for row in committed if [row[column] for column in WHICH] == which]
+        lines = (
+            [" ".join(f"{column}={row[column]}" for column in COLUMNS) for row in table] for table in (before, now)
+        )
+        changes = [line.rstrip() for line in difflib.ndiff(*lines) if line[0] in "+-?"]
+        if changes:
+            found.append("\n".join([f"differs from {TABLE.name}; if that is meant, {REWRITE}", *changes]))
+    return found
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
-    import compile_cases
-    import triton
-
+    """Compile the cases and print what they use; exit with 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", default="", help="only cases with this in their name")
-    parser.add_argument("--write", action="store_true", help="rewrite resources.csv")
-    parser.add_argument("--toys", action="store_true", help="the cases that shall fail, too")
-    parser.add_argument("--json", type=Path, help="write the outcomes to this file and judge nothing")
+    parser.add_argument("--write", action="store_true", help="rewrite the table")
+    parser.add_argument("--json", type=Path, help="write the outcomes to this file, those of the toys too")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
     arguments = parser.parse_args()
     if arguments.write and arguments.name:
         parser.error("--write rewrites the whole table: give no name")
-    cases = compile_cases.cases()
-    if arguments.toys:
-        import compile_toys
+    settings = [name for name in os.environ if name.startswith("TRITON_")]
+    if settings:
+        parser.error(f"unset {', '.join(settings)}: the table is of kernels compiled as Triton does by itself")
+    sys.path.insert(0, str(ROOT))
+    from compile_cases import cases
 
-        cases += compile_toys.CASES
-    cases = [case for case in cases if arguments.name in case.name]
-    outcomes = compile_all(cases, arguments.jobs)
+    chosen = [case for case in cases() if arguments.name in case.name]
     if arguments.json:
+        from compile_toys import CASES
+
+        outcomes = compile_all([*chosen, *CASES], arguments.jobs)
         arguments.json.write_text(json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()}))
-        return
-    table, committed, bad = [], read_table(), False
-    for case in cases:
-        for target in TARGETS.values():
-            outcome = outcomes[key(case, target)]
-            now = rows(case, target, triton.__version__, outcome.kernels)
-            table += now
-            found = [outcome.error] if outcome.error else faults(outcome.kernels, target)
-            for kernel in outcome.kernels:
-                print(f"{key(case, target)} {outcome.seconds:.1f} s: " + " ".join(f"{c} {getattr(kernel, c)}" for c in COLUMNS))
-            for line in found:
-                print(f"  FAULT {line}")
-            bad |= bool(found)
-    if arguments.write:
+    else:
+        sys.exit(report(chosen, compile_all(chosen, arguments.jobs), arguments.write))
+
+
+def report(cases: list[Case], outcomes: dict[str, Outcome], write: bool) -> bool:
+    """Print what every case uses and what is wrong with it, rewrite the table if asked to, return if anything is."""
+    committed = [] if write else read_table()
+    table, wrong = [], False
+    for case, target in pairs(cases):
+        outcome = outcomes[key(case, target)]
+        for row in rows(case, target, triton.__version__, outcome.kernels):
+            table.append(row)
+            print(f"{key(case, target)}:", *(f"{column}={row[column]}" for column in COLUMNS))
+        for fault in judge(case, target, outcome, committed, triton.__version__):
+            wrong = True
+            print(f"WRONG {key(case, target)}: {fault}")
+    if write:
         with TABLE.open("w", newline="") as file:
             writer = csv.DictWriter(file, HEADER, lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
-    sys.exit(bad)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -67,18 +67,19 @@ def products(transposed, rows, columns, width, warps, dtype=torch.bfloat16):
     )
 
 
-def toy(name, run, limit=120):
-    return Case("toy", name, "", "bfloat16", run, limit)
+def toy(name, run, **options):
+    return Case("toy", name, "", "bfloat16", run, targets=("sm_90",), **options)
 
 
-CLEAN = toy("clean", lambda: products(False, 64, 128, 64, 8))
-TRANSPOSED = toy("transposed", lambda: products(True, 64, 128, 64, 8))
-SPILLING = toy("spilling", lambda: products(False, 64, 256, 128, 4))
-TOO_MUCH_SHARED = toy("too much shared", lambda: products(False, 512, 128, 128, 8))
-# A product of 16 rows does not fill the 64 of an HGMMA.
-NO_TENSOR_CORE = toy("no HGMMA", lambda: products(False, 64, 16, 64, 4))
-ABORTING = toy("aborting", os.abort)
-HANGING = toy("hanging", lambda: time.sleep(60), limit=1)
-RAISING = toy("raising", lambda: products(False, 48, 128, 64, 8))
-SILENT = toy("silent", lambda: None)
-CASES = [CLEAN, TRANSPOSED, SPILLING, TOO_MUCH_SHARED, NO_TENSOR_CORE, ABORTING, HANGING, RAISING, SILENT]
+CASES = [
+    toy("clean", lambda: products(False, 64, 128, 64, 8)),
+    toy("transposed", lambda: products(True, 64, 128, 64, 8)),
+    toy("spilling", lambda: products(False, 64, 256, 128, 4)),
+    toy("too much shared memory", lambda: products(False, 512, 128, 128, 8)),
+    # 16 rows of a result do not fill the 64 of an HGMMA.
+    toy("no HGMMA", lambda: products(False, 64, 16, 64, 4)),
+    toy("raising", lambda: products(False, 48, 128, 64, 8)),
+    toy("launching nothing", lambda: None),
+    toy("aborting", os.abort),
+    toy("hanging", lambda: time.sleep(60), limit=1),
+]

@@ -97,5 +97,46 @@ def test_wrong_arguments_are_named():
         linear_cross_entropy(hidden, weight, target.float())
     with pytest.raises(ValueError, match=r"bias must be \(11,\)"):
         linear_cross_entropy(hidden, weight, target, bias=torch.zeros(5))
-    with pytest.raises(ValueError, match="label_smoothing"):
-        linear_cross_entropy(hidden, weight, target, label_smoothing=1.0)
+    for label_smoothing in (1.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            linear_cross_entropy(hidden, weight, target, label_smoothing=label_smoothing)
+    with pytest.raises(ValueError, match=r"weight must be \(vocabulary, width\)"):
+        linear_cross_entropy(hidden, weight[0], target)
+    with pytest.raises(ValueError, match=r"weight must be .* at least one entry, got \(0, 5\)"):
+        linear_cross_entropy(hidden, weight[:0], target)
+    with pytest.raises(ValueError, match="hidden must be floating point, got torch.int64"):
+        linear_cross_entropy(hidden.long(), weight, target)
+    with pytest.raises(ValueError, match=r"weight is torch\.float64, hidden torch\.float32"):
+        linear_cross_entropy(hidden, weight.double(), target)
+    with pytest.raises(ValueError, match=r"bias is torch\.float16, hidden torch\.float32"):
+        linear_cross_entropy(hidden, weight, target, bias=torch.zeros(11, dtype=torch.float16))
+    with pytest.raises(ValueError, match="target is on meta, hidden on cpu"):
+        linear_cross_entropy(hidden, weight, target.to("meta"))
+
+
+@pytest.mark.parametrize("wrong", [11, -1])  # one past the end; a negative one that indexing would take
+def test_a_wrong_target_is_named(wrong):
+    hidden, weight, _, target = draw()
+    target[1, 1] = wrong
+    with pytest.raises(ValueError, match=rf"target must be in \[0, 11\) or ignore_index -100, got {wrong}"):
+        linear_cross_entropy(hidden, weight, target)
+    linear_cross_entropy(hidden, weight, target, ignore_index=wrong)
+
+
+def test_short_integers_and_no_tokens():
+    hidden, weight, bias, target = draw()
+    for part in (target, target[:, :0]):
+        results = [
+            linear_cross_entropy(hidden[:, : part.shape[1]], weight, ids, bias=bias) for ids in (part, part.int())
+        ]
+        torch.testing.assert_close(*results, rtol=0, atol=0)
+    loss, count = results[0]
+    assert (loss.item(), count.item(), loss.dtype, count.dtype) == (0.0, 0, torch.float64, torch.int64)
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(loss, (hidden, weight, bias)))
+
+
+def test_autocast_leaves_float64_alone():
+    hidden, weight, _, target = draw()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden, weight, target)
+    assert torch.equal(loss, linear_cross_entropy(hidden, weight, target)[0])
