@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format clean
+.PHONY: help install train test test-slow gpu lint format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,16 @@ test: $(STAMP)  ## Run the test suite
 
 test-slow: $(STAMP)  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+# Uses $(PYTHON) as it is: torch, triton, numpy, pytest and matplotlib are enough. Each part has a time limit.
+gpu:  ## On a GPU: kernel tests, then kernel benchmarks, in 8 minutes; installs nothing
+	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a CUDA GPU that torch sees")'
+	@status=0; \
+	timeout --signal=INT 230 $(PYTHON) -m pytest -q tests/kernels || status=1; \
+	timeout --signal=INT 150 $(PYTHON) -m experiments bench attention --seconds 110 --record --plot || status=1; \
+	timeout --signal=INT 45 $(PYTHON) -m experiments bench layer_norm --seconds 30 --record --plot || status=1; \
+	timeout --signal=INT 50 $(PYTHON) -m experiments bench linear_cross_entropy --seconds 30 --record --plot || status=1; \
+	exit $$status
 
 lint: $(STAMP)  ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -6,7 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels import hopper
+
 LIBRARY = torch.library.Library("heddle", "FRAGMENT")
+
+
+def implement(name: str, function: Callable[..., Any]) -> None:
+    """Register what an operator does, on the device of its first tensor and with a compiler that is safe there."""
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if not first.is_cuda:
+            return function(first, *rest)
+        hopper.prepare(first)
+        with torch.cuda.device_of(first):
+            return function(first, *rest)
+
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
 
 
 def refuse_transforms(function: str) -> None:
@@ -17,7 +32,7 @@ def refuse_transforms(function: str) -> None:
     if torch._C._are_functorch_transforms_active():
         raise ValueError(
             f"{function} does not go through torch.func (vmap, grad, jvp): it takes batches itself, and torch.autograd "
-            'differentiates it; kernels.use_backend("torch") has what goes through'
+            "differentiates it"
         )
 
 
@@ -45,6 +60,4 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f'{context.function} cannot be differentiated twice; kernels.use_backend("torch") has what can be'
-        )
+        raise RuntimeError(f"{context.function} cannot be differentiated twice: its gradients have none")

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels import hopper
 from kernels.backend import runs_triton
 from kernels.dropout import new_seed
 from kernels.flash_attention import reference
 from kernels.flash_attention.checks import check_dense, check_packed, check_triton
-from kernels.library import LIBRARY, first_order
+from kernels.library import LIBRARY, first_order, implement
 
 # A tile has at most 256 rows, and their offsets are 32-bit numbers.
 FAR = 2**23
@@ -260,7 +259,6 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
         return output.zero_(), lse.fill_(float("inf"))
     from kernels.flash_attention import forward
 
-    hopper.prepare(query)
     forward.attention_forward(_problem(forward, query, key, value, *rest), output, lse)
     return output, lse
 
@@ -319,8 +317,8 @@ def _backward_fake(
     )
 
 
-LIBRARY.impl("attention_forward", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("attention_backward", _backward, "CompositeExplicitAutograd")
+implement("attention_forward", _forward)
+implement("attention_backward", _backward)
 
 
 @register_flop_formula(torch.ops.heddle.attention_forward)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels import hopper
 from kernels.backend import runs_triton
-from kernels.library import LIBRARY
+from kernels.library import LIBRARY, first_order, implement, refuse_transforms
 from kernels.linear_cross_entropy import reference
 
 # The gradients come with the loss: a chunk of logits is at hand only once. Those not wanted are empty.
@@ -34,12 +33,10 @@ def _run(
     path: Any = reference
     if triton:
         from kernels.linear_cross_entropy import forward as path
-
-        hopper.prepare(hidden)
     return path.linear_cross_entropy(hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted)
 
 
-LIBRARY.impl("linear_cross_entropy", _run, "CompositeExplicitAutograd")
+implement("linear_cross_entropy", _run)
 
 
 @torch.library.register_fake("heddle::linear_cross_entropy", lib=LIBRARY)
@@ -55,15 +52,6 @@ def _fake(
     )
 
 
-def _refuse_vmap(*_: Any) -> Any:
-    raise NotImplementedError(
-        "linear_cross_entropy does not run under torch.func.vmap; hidden (..., width) takes any leading dimensions"
-    )
-
-
-torch.library.register_vmap("heddle::linear_cross_entropy", _refuse_vmap, lib=LIBRARY)
-
-
 @register_flop_formula(torch.ops.heddle.linear_cross_entropy)
 def _flops(
     hidden: torch.Size, weight: torch.Size, bias: torch.Size | None, target: torch.Size, *settings: Any, **_: Any
@@ -75,57 +63,33 @@ def _flops(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
-        return torch.ops.heddle.linear_cross_entropy(hidden, weight, bias, *settings)
+    def forward(context: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        loss, count, *gradients = torch.ops.heddle.linear_cross_entropy(hidden, weight, bias, *rest)
+        context.mark_non_differentiable(count)
+        context.save_for_backward(hidden, weight, bias, *gradients)
+        return loss, count
 
     @staticmethod
-    def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        # Nothing is summed up for outputs that nobody differentiates: zeros for them would be as large as the weight.
-        context.set_materialize_grads(False)
-        context.mark_non_differentiable(*output[1:])
-        context.save_for_backward(*inputs[:3], *output[2:])
-
-    @staticmethod
-    def backward(context: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return (None,) * 9
-        scale = _ScaledGradients.apply if torch.is_grad_enabled() else _ScaledGradients.forward
-        scaled = scale(grad_loss, *context.saved_tensors)
+    def backward(context: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = first_order("linear_cross_entropy", _scaled, grad_loss, *context.saved_tensors)
         needed = context.needs_input_grad[:3]
         return *(gradient if need else None for gradient, need in zip(scaled, needed, strict=True)), *(None,) * 6
 
-    vmap = staticmethod(_refuse_vmap)
 
-
-class _ScaledGradients(torch.autograd.Function):
-    """The backward. It takes the inputs only so that a second one arrives here, where it raises.
-
-    torch's ``once_differentiable`` lets a second backward pass in silence, and leaves its terms out, where the gradient
-    that arrives is a constant.
-    """
-
-    @staticmethod
-    def forward(
-        grad_loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *gradients: Tensor
-    ) -> tuple[Tensor, ...]:
-        # Kept in float32 until scaled. A scalar would take the gradient's dtype before the product, and a loss scale of
-        # 65,536 is inf in float16; writing to the dtype of the input spares a float32 copy.
-        return tuple(
-            torch.mul(
-                gradient,
-                grad_loss.reshape(1),
-                out=torch.empty_like(gradient, dtype=(hidden if like is None else like).dtype),
-            )
-            for gradient, like in zip(gradients, (hidden, weight, bias), strict=True)
+def _scaled(
+    grad_loss: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *gradients: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients, made for a gradient of 1, times the one that arrives, in the dtypes of the inputs."""
+    # Kept in float32 until scaled. A scalar would take the gradient's dtype before the product, and a loss scale of
+    # 65,536 is inf in float16; writing to the dtype of the input spares a float32 copy.
+    return tuple(
+        torch.mul(
+            gradient,
+            grad_loss.reshape(1),
+            out=torch.empty_like(gradient, dtype=(hidden if like is None else like).dtype),
         )
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(context: Any, *_: Any) -> None:
-        raise RuntimeError("linear_cross_entropy cannot be differentiated twice: its gradients are made with the loss")
+        for gradient, like in zip(gradients, (hidden, weight, bias), strict=True)
+    )
 
 
 def linear_cross_entropy(
@@ -163,6 +127,7 @@ def linear_cross_entropy(
         ValueError: If shapes, devices, dtypes, ``label_smoothing`` or, on the PyTorch path, a target do not fit; the
             message names the argument.
     """
+    refuse_transforms("linear_cross_entropy")
     device = hidden.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     _check(hidden, weight, target, bias, label_smoothing, autocast)
@@ -172,10 +137,9 @@ def linear_cross_entropy(
     triton = runs_triton(hidden.new_empty(0, dtype=compute_dtype), "linear_cross_entropy")
     trains = torch.is_grad_enabled()
     wanted = [trains and tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)]
-    # torch.compile cannot inline a Function with a setup_context, which it does where no gradient is wanted.
-    run = _LinearCrossEntropy.apply if any(wanted) else torch.ops.heddle.linear_cross_entropy
-    loss, count, *_ = run(hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted, triton)
-    return loss, count
+    return _LinearCrossEntropy.apply(
+        hidden, weight, bias, target, label_smoothing, ignore_index, compute_dtype, wanted, triton
+    )
 
 
 def _check(
