@@ -7,7 +7,7 @@ benchmarks run on a bare image. Import from this package, never from the modules
 from kernels.backend import use_backend
 from kernels.dropout import dropout
 from kernels.flash_attention.op import attention_weights, flash_attention, flash_attention_varlen
-from kernels.layer_norm.op import add_layer_norm, layer_norm
+from kernels.layer_norm.op import add_layer_norm, layer_norm, rms_norm
 from kernels.linear_cross_entropy.op import linear_cross_entropy
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "flash_attention_varlen",
     "layer_norm",
     "linear_cross_entropy",
+    "rms_norm",
     "use_backend",
 ]

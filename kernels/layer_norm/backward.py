@@ -308,34 +308,33 @@ def _launch(
     grad_normed_rows, grad_normed_stride = as_rows(grad_normed)
     grad_summed_rows, grad_summed_stride = (None, None) if grad_summed is None else as_rows(grad_summed)
     summed_rows, summed_stride = as_rows(summed)
-    with torch.cuda.device_of(summed):
-        layer_norm_backward_kernel[(programs * splits,)](
-            grad_normed_rows,
-            grad_summed_rows,
-            summed_rows,
-            None if weight is None else weight.contiguous(),
-            statistics,
-            seed,
-            grad_input,
-            grad_residual,
-            sums,
-            count,
-            grad_normed_stride,
-            grad_summed_stride,
-            summed_stride,
-            random.threshold(dropout_p),
-            1.0 / (1.0 - dropout_p),
-            WIDTH=width,
-            RMS=rms,
-            SUMS_WEIGHT=sums_weight,
-            SUMS_BIAS=sums_bias,
-            ROWS=entry.rows,
-            COLUMNS=columns,
-            SPLITS=splits,
-            STAGES=entry.num_stages,
-            num_warps=entry.num_warps,
-            maxnreg=entry.registers,
-        )
+    layer_norm_backward_kernel[(programs * splits,)](
+        grad_normed_rows,
+        grad_summed_rows,
+        summed_rows,
+        None if weight is None else weight.contiguous(),
+        statistics,
+        seed,
+        grad_input,
+        grad_residual,
+        sums,
+        count,
+        grad_normed_stride,
+        grad_summed_stride,
+        summed_stride,
+        random.threshold(dropout_p),
+        1.0 / (1.0 - dropout_p),
+        WIDTH=width,
+        RMS=rms,
+        SUMS_WEIGHT=sums_weight,
+        SUMS_BIAS=sums_bias,
+        ROWS=entry.rows,
+        COLUMNS=columns,
+        SPLITS=splits,
+        STAGES=entry.num_stages,
+        num_warps=entry.num_warps,
+        maxnreg=entry.registers,
+    )
     return sums
 
 
@@ -344,17 +343,16 @@ def _add_partial_sums(sums: Tensor, gradients: list[Tensor]) -> None:
     if not gradients:
         return
     blocks = triton.cdiv(sums.shape[-1], tuning.SUM.columns)
-    with torch.cuda.device_of(sums):
-        add_partial_sums_kernel[(blocks * len(gradients),)](
-            sums,
-            gradients[0],
-            gradients[1] if len(gradients) == 2 else None,
-            sums.shape[0],
-            WIDTH=sums.shape[-1],
-            ROWS=tuning.SUM.rows,
-            COLUMNS=tuning.SUM.columns,
-            num_warps=tuning.SUM.num_warps,
-        )
+    add_partial_sums_kernel[(blocks * len(gradients),)](
+        sums,
+        gradients[0],
+        gradients[1] if len(gradients) == 2 else None,
+        sums.shape[0],
+        WIDTH=sums.shape[-1],
+        ROWS=tuning.SUM.rows,
+        COLUMNS=tuning.SUM.columns,
+        num_warps=tuning.SUM.num_warps,
+    )
 
 
 @functools.cache

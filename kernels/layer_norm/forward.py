@@ -167,26 +167,25 @@ def forward(
     input_rows, input_stride = as_rows(input)
     residual_rows, residual_stride = (None, None) if residual is None else as_rows(residual)
     entry = tuning.forward_entry(width, summed.dtype.itemsize)
-    with torch.cuda.device_of(input):
-        layer_norm_kernel[(triton.cdiv(count, entry.rows),)](
-            input_rows,
-            residual_rows,
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            seed,
-            normed,
-            None if residual is None else summed,
-            statistics,
-            count,
-            input_stride,
-            residual_stride,
-            eps,
-            random.threshold(dropout_p),
-            1.0 / (1.0 - dropout_p),
-            WIDTH=width,
-            RMS=rms,
-            ROWS=entry.rows,
-            COLUMNS=tuning.block_width(width),
-            num_warps=entry.num_warps,
-        )
+    layer_norm_kernel[(triton.cdiv(count, entry.rows),)](
+        input_rows,
+        residual_rows,
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        seed,
+        normed,
+        None if residual is None else summed,
+        statistics,
+        count,
+        input_stride,
+        residual_stride,
+        eps,
+        random.threshold(dropout_p),
+        1.0 / (1.0 - dropout_p),
+        WIDTH=width,
+        RMS=rms,
+        ROWS=entry.rows,
+        COLUMNS=tuning.block_width(width),
+        num_warps=entry.num_warps,
+    )
     return normed, summed, statistics

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import hopper
 from kernels.backend import TRITON_DTYPES, runs_triton
 from kernels.dropout import new_seed
 from kernels.layer_norm import reference, tuning
 from kernels.layer_norm.allocation import backward_outputs, forward_outputs
-from kernels.library import LIBRARY
+from kernels.library import LIBRARY, first_order, implement
 
 
 def layer_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -174,7 +173,6 @@ class _LayerNorm(torch.autograd.Function):
         return normed if residual is None else (normed, summed)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(
         context: Any, grad_normed: Tensor | None, grad_summed: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
@@ -189,8 +187,15 @@ class _LayerNorm(torch.autograd.Function):
         shared = context.settings[0] == 0.0 and dtypes[0] == dtypes[1]
         if shared:
             dtypes[1] = None
-        gradients = torch.ops.heddle.layer_norm_backward(
-            grad_normed, grad_summed, summed, *saved, *context.settings, *dtypes
+        gradients = first_order(
+            "layer_norm",
+            torch.ops.heddle.layer_norm_backward,
+            grad_normed,
+            grad_summed,
+            summed,
+            *saved,
+            *context.settings,
+            *dtypes,
         )
         results = [None if dtype is None else grad for dtype, grad in zip(dtypes, gradients, strict=True)]
         if shared:
@@ -202,7 +207,6 @@ def _forward(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Implement ``heddle::layer_norm_forward``."""
     from kernels.layer_norm import forward
 
-    hopper.prepare(input)
     return forward.forward(input, *rest)
 
 
@@ -224,5 +228,5 @@ def _backward_fake(grad_normed: Tensor, grad_summed: Tensor | None, summed: Tens
     return backward_outputs(summed, *rest[-4:])
 
 
-LIBRARY.impl("layer_norm_forward", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("layer_norm_backward", _backward, "CompositeExplicitAutograd")
+implement("layer_norm_forward", _forward)
+implement("layer_norm_backward", _backward)
