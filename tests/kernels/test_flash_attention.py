@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels import attention_weights, flash_attention
+from kernels import attention_weights, flash_attention, flash_attention_varlen
 
 
 def attend_one_by_one(query, key, value, *, causal=False, key_lengths=None, bias=None, scale=None):
@@ -64,6 +64,16 @@ def test_output_and_gradients(causal, ragged, query_length, key_length):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient) if reference is None else reference)
 
 
+def test_gradients_by_finite_differences():
+    query, key, value = draw(3, 4, heads=2, key_heads=1, head_dim=4, value_dim=3)
+    bias = torch.randn(2, 1, 4, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([4, 2, 0])
+    assert torch.autograd.gradcheck(
+        lambda *inputs: flash_attention(*inputs[:3], bias=inputs[3], causal=True, key_lengths=lengths),
+        (query, key, value, bias),
+    )
+
+
 def test_grouped_heads_bias_scale_and_another_value_width():
     query, key, value = draw(5, 6, heads=4, key_heads=2, value_dim=3)
     bias = torch.randn(1, 4, 1, 6, dtype=torch.float64, requires_grad=True)
@@ -120,6 +130,32 @@ def test_no_keys_gives_zero():
     assert torch.equal(flash_attention(query, key, value), torch.zeros(3, 4, 4, 8, dtype=torch.float64))
 
 
+OFFSETS = torch.tensor([0, 2, 5])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query": torch.zeros(1, 5, 4, 8)}, r"query must be \(tokens, heads, head_dim\), got shape \(1, 5, 4, 8\)"),
+        ({"value": torch.zeros(4, 4, 8)}, "must agree in heads and length"),
+        ({"offsets_query": OFFSETS[None]}, r"offsets_query must be \(sequences \+ 1,\), got \(1, 3\)"),
+        ({"offsets_key": OFFSETS[:2]}, r"offsets_key must be \(3,\) int32 or int64, got \(2,\)"),
+        ({"offsets_key": OFFSETS.float()}, "offsets_key must be .* got .* torch.float32"),
+        ({"max_length_query": 6}, "max_length_query must be from 0 to the 5 packed tokens, got 6"),
+        ({"max_length_key": -1}, "max_length_key must be from 0 to the 5 packed tokens, got -1"),
+        ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
+        ({"dropout_p": -0.1}, r"dropout_p must be in \[0, 1\), got -0.1"),
+    ],
+)
+def test_wrong_packed_arguments_are_named(change, message):
+    tensor = torch.zeros(5, 4, 8)
+    arguments = {"query": tensor, "key": tensor, "value": tensor, "offsets_query": OFFSETS, "offsets_key": OFFSETS}
+    lengths = {"max_length_query": 3, "max_length_key": 3}
+    assert flash_attention_varlen(**arguments, **lengths).shape == (5, 4, 8)
+    with pytest.raises(ValueError, match=message):
+        flash_attention_varlen(**{**arguments, **lengths, **change})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +169,11 @@ def test_no_keys_gives_zero():
         ({"key_lengths": torch.zeros(3, dtype=torch.int64)}, r"key_lengths must be \(2,\)"),
         ({"key_lengths": torch.zeros(2)}, "int32 or int64"),
         ({"bias": torch.zeros(3, 1, 5, 6)}, "bias of shape .* does not broadcast"),
+        (
+            {"bias": torch.zeros(5, 6, dtype=torch.bool)},
+            "bias must be floating point, added to the scores, got torch.bool",
+        ),
+        ({"scale": -1.0}, "scale must be a positive number, got -1.0"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
     ],
 )
