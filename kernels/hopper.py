@@ -58,6 +58,10 @@ def _prepare_hopper() -> None:
     chosen_by_user = "TRITON_PTXAS_PATH" in os.environ
     if not chosen_by_user and newer.exists() and ptxas_version(str(newer)) >= SAFE_PTXAS and driver_loads_13():
         os.environ["TRITON_PTXAS_PATH"] = str(newer)
+        # Part of the key under which compiled kernels are kept on disk, and remembered by Triton.
+        for remembered in (compiler.get_ptxas_version, compiler.CUDABackend.hash):
+            if hasattr(remembered, "cache_clear"):
+                remembered.cache_clear()
         return
     warnings.warn(
         f"{path} is ptxas {'.'.join(map(str, found))}, which can compile matrix products wrongly on Hopper GPUs. "

@@ -186,6 +186,9 @@ def _apply(
         dtype = torch.get_autocast_dtype(device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     query, key, value = (_addressable(tensor) for tensor in (query, key, value))
+    key_lengths, offsets_query, offsets_key = (
+        None if tensor is None else tensor.contiguous() for tensor in (key_lengths, offsets_query, offsets_key)
+    )
     if bias is not None and max(bias.stride()[2:]) >= FAR:
         bias = bias.contiguous()
     seed = new_seed(device) if dropout_p > 0.0 else None
@@ -285,8 +288,7 @@ def _backward(
         return tuple(grad.zero_() for grad in grads)
     from kernels.flash_attention import backward, forward
 
-    if grad_output.stride(-1) != 1:
-        grad_output = grad_output.contiguous()
+    grad_output = _addressable(grad_output)
     problem = _problem(forward, *inputs)
     delta = torch.empty_like(lse)
     backward.backward_query(problem, output, lse, grad_output, delta, grads[0] if needed[0] else None)

@@ -66,3 +66,12 @@ def attention_formula(
     if keep is not None:
         weights = weights * keep / (1 - dropout_p)
     return weights @ value
+
+
+def cancelling_terms(query, key, value, upstream):
+    """Return the size of what cancels in dS = P ∘ (dP - delta), times that of the keys or queries; NaNs count as 0."""
+    query, key, value = (tensor.detach().nan_to_num(0.0).abs().double() for tensor in (query, key, value))
+    if not query.numel() or not key.numel():
+        return 0.0
+    grad_weights = upstream.abs().double().flatten(0, -2) @ value.flatten(0, -2).T
+    return (grad_weights.max() * torch.maximum(query.max(), key.max())).item()

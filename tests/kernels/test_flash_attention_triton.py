@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_testing import DEVICE, DTYPES, assert_as_close_as, attention_formula, poison_empty
+from kernel_testing import DEVICE, DTYPES, assert_as_close_as, attention_formula, cancelling_terms, poison_empty
 
 from kernels import flash_attention, flash_attention_varlen, use_backend
 from kernels.flash_attention import tuning
@@ -50,16 +50,7 @@ def check(inputs, *, keep=None, seed=0, **settings):
     low = run(inputs, upstream, attention_formula, keep=keep, **settings)
     assert actual[0].dtype == query.dtype
     for mine, plain, reference in zip(actual, low, exact, strict=True):
-        assert_as_close_as(mine, plain, reference, terms(inputs, upstream))
-
-
-def terms(inputs, upstream):
-    """Return the size of what cancels in dS = P ∘ (dP - delta), times that of the keys or queries."""
-    query, key, value = (tensor.detach() for tensor in inputs[:3])
-    if not query.numel() or not key.numel():
-        return 0.0
-    grad_weights = upstream.abs().double().flatten(0, 2) @ value.abs().double().flatten(0, 2).T
-    return (grad_weights.max() * torch.maximum(query.abs().max(), key.abs().max())).item()
+        assert_as_close_as(mine, plain, reference, cancelling_terms(*inputs[:3], upstream))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,7 +115,7 @@ def test_masked_tails_are_never_read(causal, dtype, monkeypatch):
         tensors = [tensor.detach().nan_to_num(0.0).to(dtype).requires_grad_() for tensor in (query, key, value, bias)]
         return run(tensors, upstream, attention_formula, causal=causal, key_lengths=lengths)
 
-    cancelling = terms([tensor.detach().nan_to_num(0.0) for tensor in (query, key, value, bias)], upstream)
+    cancelling = cancelling_terms(query, key, value, upstream)
     for mine, plain, exact in zip(actual, clean(dtype), clean(torch.float64), strict=True):
         assert_as_close_as(mine, plain, exact, cancelling)
     for gradient in actual[2:4]:
@@ -138,6 +129,19 @@ def test_lengths_outside_the_tensor_are_clamped():
     inside = torch.tensor([0, 20, 20], device=DEVICE, dtype=torch.int32)
     assert torch.equal(
         flash_attention(*inputs[:3], key_lengths=bounds), flash_attention(*inputs[:3], key_lengths=inside)
+    )
+
+
+def test_lengths_may_be_a_column_of_a_table():
+    inputs = draw(batch=3, queries=5, keys=20)[:3]
+    table = torch.tensor([[3, 99], [20, 99], [7, 99]], device=DEVICE)
+    column = table[:, 0]
+    assert torch.equal(
+        flash_attention(*inputs, key_lengths=column), flash_attention(*inputs, key_lengths=column.clone())
+    )
+    one = torch.tensor([5], device=DEVICE)
+    assert torch.equal(
+        flash_attention(*inputs, key_lengths=one.expand(3)), flash_attention(*inputs, key_lengths=one.repeat(3))
     )
 
 
@@ -368,7 +372,7 @@ def test_packed_sequences_equal_a_loop(causal, dtype, monkeypatch):
         whole = torch.cat(parts)
         return whole, *torch.autograd.grad(whole, (query, key, value), upstream.to(dtype))
 
-    cancelling = terms([tensor[None] for tensor in tensors] + [None], upstream[None])
+    cancelling = cancelling_terms(*tensors, upstream)
     for mine, plain, exact in zip((output, *gradients), loop(dtype), loop(torch.float64), strict=True):
         assert_as_close_as(mine, plain, exact, cancelling)
 
