@@ -45,7 +45,7 @@ def test_only_one_lightning():
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [
-        # torch's own FLOP counter, in which the operators enter their formulas, imports triton: 0.1 s.
+        # torch's own FLOP counter, in which the operators enter their formulas, imports triton.
         ("import kernels", ["lightning", "wandb", "matplotlib", "sentencepiece", "transformers"]),
         ("import lit_models.translation.transformer", ["lightning", "wandb", "matplotlib", "sentencepiece"]),
         ("import datamodules", ["torch", "lightning", "wandb"]),

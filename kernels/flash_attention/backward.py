@@ -18,7 +18,7 @@ from kernels.flash_attention import tuning
 from kernels.flash_attention.backward_bias import attention_backward_bias
 from kernels.flash_attention.backward_key_value import attention_backward_key_value
 from kernels.flash_attention.backward_query import attention_backward_query
-from kernels.flash_attention.forward import Problem
+from kernels.flash_attention.problem import Problem
 
 # Programs that fill a large GPU: a bias gradient with fewer tiles splits the axes it sums over.
 BIAS_PROGRAMS = 512

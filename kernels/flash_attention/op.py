@@ -262,7 +262,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
         return output.zero_(), lse.fill_(float("inf"))
     from kernels.flash_attention import forward
 
-    forward.attention_forward(_problem(forward, query, key, value, *rest), output, lse)
+    forward.attention_forward(_problem(query, key, value, *rest), output, lse)
     return output, lse
 
 
@@ -272,10 +272,12 @@ def _forward_fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tupl
     return output, torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
 
 
-def _problem(forward: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+def _problem(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    from kernels.flash_attention.problem import Problem
+
     if bias is not None:
         bias = bias.expand(*query.shape[:3], key.shape[2])
-    return forward.Problem(query, key, value, bias, *rest)
+    return Problem(query, key, value, bias, *rest)
 
 
 def _backward(
@@ -286,10 +288,10 @@ def _backward(
     grads = list(_backward_fake(grad_output, output, lse, needed, *inputs))
     if output.numel() == 0 or key.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    from kernels.flash_attention import backward, forward
+    from kernels.flash_attention import backward
 
     grad_output = _addressable(grad_output)
-    problem = _problem(forward, *inputs)
+    problem = _problem(*inputs)
     delta = torch.empty_like(lse)
     backward.backward_query(problem, output, lse, grad_output, delta, grads[0] if needed[0] else None)
     if needed[1] or needed[2]:

@@ -9,6 +9,7 @@ from compile_gate import Case
 from kernels.flash_attention import backward as attention_backward
 from kernels.flash_attention import forward as attention_forward
 from kernels.flash_attention import tuning as attention_tuning
+from kernels.flash_attention.problem import Problem
 from kernels.layer_norm import backward as layer_norm_backward
 from kernels.layer_norm import forward as layer_norm_forward
 from kernels.layer_norm import tuning as layer_norm_tuning
@@ -75,7 +76,7 @@ def attention_problem(length, head_dim, dtype, extras):
     tensor = heads_of(length, head_dim, dtype)
     # A bias that the batch shares. Its rows end aligned: 8 elements are 16 bytes and more.
     bias = meta(1, 4, length, -(-length // 8) * 8, dtype=dtype)[..., :length].expand(2, -1, -1, -1)
-    return attention_forward.Problem(
+    return Problem(
         query=tensor,
         key=tensor,
         value=tensor,
