@@ -40,3 +40,27 @@ class TranslationBatch(NamedTuple):
     indices: Tensor
     references: list[str]
     sources: list[str]
+
+
+class ImageBatch(NamedTuple):
+    """A batch of images of one size for classification.
+
+    Readers make it on the host with uint8 images; the datamodule normalises, erases and mixes on the device
+    (``on_after_batch_transfer``), and what the model sees is floating point.
+
+    Attributes:
+        images: (batch, 3, height, width), RGB: uint8 on the host, float32 and normalised on the device.
+        labels: Class numbers of shape ``(batch,)``, int64; of a mixed image, those of the image itself.
+        indices: Item numbers in the split's list of files, of shape ``(batch,)``, int64.
+        targets: Class probabilities of shape ``(batch, classes)``, float32, label smoothing folded in, where images
+            are mixed; None elsewhere.
+        seeds: A seed for each image from which erasing and mixing draw; empty in the evaluation splits.
+        epoch: Epoch that the batch belongs to, counted from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    targets: Tensor | None = None
+    seeds: tuple[int, ...] = ()
+    epoch: int = 0

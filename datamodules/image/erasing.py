@@ -1,0 +1,128 @@
+"""Random erasing of normalised images (Zhong et al. 2017, https://arxiv.org/abs/1708.04896)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.image.checks import check_between
+from datamodules.image.draws import uniforms
+
+STREAM = 1
+"""Tells the draws of erasing apart from others that are made from a sample's seed."""
+_TRIES = 10  # for a box that fits into the image
+
+
+class Box(NamedTuple):
+    """A rectangle in an image, in pixels; ``bottom`` and ``right`` are outside."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Fills a random rectangle of some images with noise, as timm does it for DeiT.
+
+    It follows normalisation: the noise has the mean and the variance of the pixels. torchvision's ``RandomErasing``
+    draws the same boxes with its defaults, but fills them with zeros.
+
+    Attributes:
+        probability: How often an image is erased.
+        min_area: Smallest box, as a share of the image.
+        max_area: Largest box, as a share of the image.
+        min_aspect: Smallest height / width of a box; the largest is its inverse.
+        count: Boxes in an image that is erased; each has a share of the area.
+        mode: ``pixel`` draws a normal value for every pixel and channel, ``rand`` one for every channel of a box, and
+            ``const`` fills with zeros, the mean.
+    """
+
+    probability: float = 0.25
+    min_area: float = 0.02
+    max_area: float = 1 / 3
+    min_aspect: float = 0.3
+    count: int = 1
+    mode: Literal["pixel", "rand", "const"] = "pixel"
+
+    def __post_init__(self) -> None:
+        check_between("RandomErasing: probability", self.probability, 0, 1)
+        check_between("RandomErasing: min_area", self.min_area, 0, 1)
+        check_between("RandomErasing: max_area", self.max_area, self.min_area, 1)
+        check_between("RandomErasing: min_aspect", self.min_aspect, 1e-3, 1)
+        check_between("RandomErasing: count", self.count, 1)
+        if self.mode not in ("pixel", "rand", "const"):
+            raise ValueError(f"RandomErasing: mode={self.mode!r} must be pixel, rand or const")
+
+    def __call__(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Erases in place.
+
+        Args:
+            images: (batch, channels, height, width), normalised.
+            seeds: A seed for each image: its boxes and its noise depend on nothing else.
+
+        Returns:
+            ``images``.
+
+        Raises:
+            ValueError: If the images are not normalised yet, or there is not a seed for each.
+        """
+        if not images.is_floating_point():
+            raise ValueError(f"images of type {images.dtype} cannot be erased: the noise is that of normalised images")
+        if len(seeds) != len(images):
+            raise ValueError(f"{len(seeds)} seeds for {len(images)} images: there must be one for each")
+        generator = torch.Generator(images.device)
+        for index, boxes in self.boxes(images.shape[-2], images.shape[-1], seeds):
+            if self.mode != "const":
+                generator.manual_seed(seeds[index])
+            for box in boxes:
+                self._fill(images[index, :, box.top : box.bottom, box.left : box.right], generator)
+        return images
+
+    def boxes(self, height: int, width: int, seeds: Sequence[int]) -> list[tuple[int, list[Box]]]:
+        """Draws what is erased.
+
+        Args:
+            height: Height of the images in pixels.
+            width: Their width.
+            seeds: A seed for each image.
+
+        Returns:
+            (Position in the batch, boxes) of every image that is erased.
+        """
+        draws = uniforms(seeds, STREAM, 1 + self.count * _TRIES * 4)
+        chosen = np.flatnonzero(draws[:, 0] < self.probability)
+        if not len(chosen):
+            return []
+        tries = draws[chosen, 1:].reshape(len(chosen), self.count, _TRIES, 4)
+        area = (self.min_area + (self.max_area - self.min_area) * tries[..., 0]) * height * width / self.count
+        aspect = np.exp(math.log(self.min_aspect) * (1 - 2 * tries[..., 1]))
+        rows, columns = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (rows < height) & (columns < width)
+        top = np.floor(tries[..., 2] * (height - rows + 1))
+        left = np.floor(tries[..., 3] * (width - columns + 1))
+        corners = np.stack([top, top + rows, left, left + columns], axis=-1).astype(np.int64)
+        first = fits.argmax(axis=-1)[..., None]  # the first try that fits
+        found = np.take_along_axis(corners, first[..., None], axis=-2)[..., 0, :].tolist()
+        fitted = np.any(fits, axis=-1).tolist()
+        return [
+            (index, [Box(*box) for box, fits_in in zip(found[place], fitted[place], strict=True) if fits_in])
+            for place, index in enumerate(chosen.tolist())
+        ]
+
+    def _fill(self, region: Tensor, generator: torch.Generator) -> None:
+        match self.mode:
+            case "pixel" if region.is_cuda:
+                region.normal_(generator=generator)  # one kernel; on a CPU it is slow where memory has gaps
+            case "pixel":
+                region.copy_(torch.randn(region.shape, generator=generator, dtype=region.dtype))
+            case "rand":
+                shape = (region.shape[0], 1, 1)
+                region.copy_(torch.randn(shape, generator=generator, device=region.device, dtype=region.dtype))
+            case "const":
+                region.zero_()
