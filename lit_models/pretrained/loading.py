@@ -1,0 +1,160 @@
+"""Public checkpoints in this project's networks: one call for every family."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_models.classification.network import Classifier
+from lit_models.classification.registry import build
+from lit_models.pretrained.families import recognise
+from lit_models.pretrained.family import Source, Weights, pair
+from lit_models.pretrained.reading import read_checkpoint
+from lit_models.pretrained.rules import class_names, is_imagenet_21k, preprocessing
+
+
+@dataclass
+class Pretrained:
+    """A network with the weights of a public checkpoint.
+
+    Attributes:
+        network: In evaluation mode, float32.
+        preprocessing: How its source prepares images for evaluation: ``image_size`` (pixels, or (height, width)),
+            ``crop``, ``crop_mode``, ``interpolation``, ``mean`` and ``std`` (of RGB in [0, 1]).
+        source: The file and what it was recognised as.
+        class_names: Of the head's classes, or None where they are not known.
+        missing: Weights of the network that the file does not have, freshly initialised.
+        unused: Weights of the file that the network does not have.
+        notices: What was decided and should be known.
+    """
+
+    network: Classifier
+    preprocessing: dict[str, Any]
+    source: str
+    class_names: list[str] | None
+    missing: list[str]
+    unused: list[str]
+    notices: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        """Return what was loaded and what was not, a few lines for a person."""
+        prepared = ", ".join(f"{name} {value}" for name, value in self.preprocessing.items())
+        lines = [f"{self.source}: {type(self.network).__name__}, {self.network.num_classes} classes"]
+        lines += [f"  preprocessing: {prepared}"]
+        lines += [f"  freshly initialised: {', '.join(self.missing)}"] if self.missing else []
+        lines += [f"  not used: {', '.join(self.unused)}"] if self.unused else []
+        return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    num_heads: int | None = None,
+) -> Pretrained:
+    """Load a public checkpoint: ViT, DeiT, DeiT-III and CaiT of timm and their authors, and others' ViT.
+
+    Args:
+        path: A local .pth, .pt, .bin, .safetensors or .npz, or a directory with ``model.safetensors`` and
+            ``config.json``. No code of it is run.
+        num_classes: Classes of the head; a checkpoint's head of another size makes way for a fresh one. None keeps it.
+        image_size: Pixels, or (height, width): positions are resized by the source's rule. None keeps the resolution.
+        num_heads: Attention heads, needed where neither the shapes nor a config.json tell.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another architecture, or its shapes contradict each other; the message names
+            the file, and the weight where there is one.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        family, view = recognise(checkpoint)
+        source = family.read(view)
+        source.weights.unused.extend(view.outside)
+        size = None if image_size is None else pair(image_size)
+        pretrained = _build(source, num_classes, size, num_heads)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error
+    pretrained.source = f"{checkpoint.path} ({source.name})"
+    averaged = [name for name in ("state_dict_ema", "model_ema") if name in view.entries]
+    pretrained.notices += [f"the averaged weights under {name!r} were not read" for name in averaged]
+    return pretrained
+
+
+def _build(source: Source, num_classes: int | None, size: tuple[int, int] | None, num_heads: int | None) -> Pretrained:
+    """Build the network that the weights describe, at the size and with the classes wanted, and fill it."""
+    weights, architecture = source.weights, source.architecture
+    facts = source.facts.told(num_heads=num_heads)
+    described = architecture.settings(weights, facts, source.rule, size)
+    wanted = described | ({} if size is None else {"image_size": size})
+    own_classes = weights.shape("head.weight", 2)[0] if "head.weight" in weights.tensors else None
+    classes = (own_classes or 0) if num_classes is None else num_classes
+    notices = _head_notices(source, own_classes, num_classes)
+    kept = own_classes == classes and source.representation is None
+    if not kept:
+        for module in architecture.heads:
+            weights.drop(module.removesuffix("."))
+    with torch.device("meta"):
+        _check_shapes(weights, build(architecture.network, classes if kept else 0, described))
+    network = build(architecture.network, classes, wanted)
+    architecture.resize(weights, described, wanted, source.rule)
+    missing = [name for name in network.state_dict() if name not in weights.tensors]
+    lost = [name for name in missing if not name.startswith(architecture.heads)]
+    if lost:
+        raise ValueError(
+            f"the file is incomplete: there is nothing for {', '.join(lost[:4])} ({len(lost)} weights in all)"
+        )
+    with torch.no_grad():
+        network.load_state_dict(weights.tensors, strict=False)
+    return Pretrained(
+        network.eval(),
+        preprocessing(source.rule, facts, wanted["image_size"]),
+        source.name,
+        class_names(facts, classes, kept),
+        missing,
+        weights.unused,
+        [*facts.notices, *notices],
+    )
+
+
+def _head_notices(source: Source, own_classes: int | None, num_classes: int | None) -> list[str]:
+    """Say what becomes of the head.
+
+    Raises:
+        ValueError: If the head reads a layer that the network does not have, and no other head is asked for.
+    """
+    if own_classes is None:
+        text = "the checkpoint has no head" + ("" if num_classes else ": give num_classes for one")
+        return [text]
+    if source.representation is not None:
+        reads = f"the head reads a representation layer ({source.representation!r}), which the network does not have"
+        if num_classes is None:
+            raise ValueError(f"{reads}: give num_classes for a fresh head on the features, as fine-tuning does")
+        return [f"{reads}; the head is freshly initialised"]
+    if num_classes not in (None, own_classes):
+        heads = "both heads are" if "head_distillation.weight" in source.weights.tensors else "the head is"
+        change = "freshly initialised" if num_classes else "left out"
+        return [f"the checkpoint has {own_classes} classes and {num_classes} are wanted: {heads} {change}"]
+    if is_imagenet_21k(own_classes):
+        return [f"the head is for the {own_classes} classes of ImageNet-21k: give num_classes to fine-tune for others"]
+    return []
+
+
+def _check_shapes(weights: Weights, network: Classifier) -> None:
+    """Compare each weight with the network that the first of them describe.
+
+    Raises:
+        ValueError: If a shape contradicts the others; the message has the weight and both shapes.
+    """
+    expected: Mapping[str, torch.Tensor] = network.state_dict()
+    for name, tensor in weights.tensors.items():
+        if name not in expected:
+            raise ValueError(f"{weights.origin[name]!r} has no place in the network that the other weights describe")
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{weights.origin[name]!r} has shape {tuple(tensor.shape)}, but the other weights ask for "
+                f"{tuple(expected[name].shape)} as {name!r}"
+            )
