@@ -1,7 +1,7 @@
 """An exponential moving average of the weights, used for validation, for checkpoints and at the end of training."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +17,10 @@ class WeightAveraging(Callback):
     lie under ``weight_averaging``, so that training resumes exactly. After training the module holds the average.
     Averages of half-precision weights are kept in float32. Buffers are not averaged: their present values are used.
 
+    With ``evaluate_raw`` the raw weights are scored beside the average, on the same batches of the same validation:
+    the module logs ``val/...`` for the average and ``val_raw/...`` for the raw weights. It must have the methods
+    ``evaluate(batch, name)`` and ``log_evaluation(name)``, as ``lit_models.ClassificationModule`` does.
+
     Lightning's own ``EMAWeightAveraging`` calls ``configure_model`` a second time, and with a late start it throws
     the training away (both in 2.6). Weights that are sharded over processes are not supported.
 
@@ -25,14 +29,16 @@ class WeightAveraging(Callback):
     Args:
         decay: The largest decay d, in [0, 1).
         warmup: Use ``d = min(decay, (1 + t) / (10 + t))`` after t updates, so that the initial weights are soon
-            forgotten.
+            forgotten. DeiT's average is ``decay=0.99996, warmup=False``.
+        evaluate_raw: Score the raw weights too, which makes a validation as long as two.
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
+    def __init__(self, decay: float = 0.999, warmup: bool = True, evaluate_raw: bool = False) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"decay must be at least 0 and below 1; got {decay}")
         self.decay = decay
         self.warmup = warmup
+        self.evaluate_raw = evaluate_raw
         self._updates = 0
         self._last_step = 0
         self._averages: list[Tensor] = []
@@ -44,7 +50,16 @@ class WeightAveraging(Callback):
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the present weights, or with the average of a checkpoint."""
+        """Begin with the present weights, or with the average of a checkpoint.
+
+        Raises:
+            ValueError: ``evaluate_raw`` is set, and the module cannot score two sets of weights.
+        """
+        if self.evaluate_raw and not all(hasattr(pl_module, name) for name in ("evaluate", "log_evaluation")):
+            raise ValueError(
+                f"WeightAveraging.evaluate_raw is true, but {type(pl_module).__name__} scores one set of weights in a "
+                "validation; ClassificationModule scores two"
+            )
         start = self._restored or parameters_of(pl_module)
         self._averages = [
             average.detach().to(device=parameter.device, dtype=_average_dtype(parameter), copy=True)
@@ -76,6 +91,30 @@ class WeightAveraging(Callback):
         """Put the average into the module, for a validation within training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._swap_in(pl_module)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the raw weights on the batch that the average was just scored on."""
+        if not self.evaluate_raw or self._raw is None:
+            return
+        parameters, module = parameters_of(pl_module), cast(Any, pl_module)
+        torch._foreach_copy_(parameters, self._raw)
+        with trainer.precision_plugin.val_step_context():
+            module.evaluate(batch, "val_raw")
+        torch._foreach_copy_(parameters, self._averages)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the scores of the raw weights."""
+        if self.evaluate_raw and self._raw is not None:
+            cast(Any, pl_module).log_evaluation("val_raw")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the raw weights back."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels import attention_weights, flash_attention
+from lit_models.layers.normalization import LayerNorm
 
 
 class KeyValueCache(NamedTuple):
@@ -16,6 +17,14 @@ class KeyValueCache(NamedTuple):
     value: Tensor
 
 
+class HeadNorm(LayerNorm):
+    """Layer norm over each head's width that keeps the dtype, so that queries and keys stay like the values."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (batch, heads, length, head_dim)."""
+        return super().forward(input).to(input.dtype)
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017, section 3.2.2) with one stacked query-key-value projection.
 
@@ -23,18 +32,33 @@ class MultiHeadAttention(nn.Module):
         dim: Width of input and output.
         num_heads: Number of heads; divides ``dim``.
         dropout: Probability of dropping an attention weight in training.
+        qkv_bias: Add a bias to queries, keys and values.
+        qk_norm: Normalise each head's queries and keys (Dehghani et al. 2023, "Scaling Vision Transformers to 22
+            Billion Parameters", section 2).
+        norm_eps: Added to the variance in those norms.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``dim``.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_eps: float = 1e-6,
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide dim {dim}")
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(dim, 3 * dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.query_norm = HeadNorm(dim // num_heads, norm_eps) if qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(dim // num_heads, norm_eps) if qk_norm else nn.Identity()
         self.output = nn.Linear(dim, dim)
         self.reset_parameters()
 
@@ -42,7 +66,8 @@ class MultiHeadAttention(nn.Module):
         """Draw Xavier-uniform weights; the stacked shape gives q, k and v fairseq's gain of 1/√2."""
         for linear in (self.query_key_value, self.output):
             nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
     def forward(
         self,
@@ -78,15 +103,12 @@ class MultiHeadAttention(nn.Module):
 
     def project_query(self, input: Tensor) -> Tensor:
         """Return the queries of (batch, length, dim) as (batch, heads, length, head_dim)."""
-        dim = input.shape[-1]
-        projected = functional.linear(input, self.query_key_value.weight[:dim], self.query_key_value.bias[:dim])
-        return self._split_heads(projected, 1)[0]
+        return self.query_norm(self._split_heads(self._project_rows(input, slice(None, input.shape[-1])), 1)[0])
 
     def project_key_value(self, memory: Tensor) -> KeyValueCache:
         """Return the keys and values of (batch, length, dim)."""
-        dim = memory.shape[-1]
-        projected = functional.linear(memory, self.query_key_value.weight[dim:], self.query_key_value.bias[dim:])
-        return KeyValueCache(*self._split_heads(projected, 2))
+        key, value = self._split_heads(self._project_rows(memory, slice(memory.shape[-1], None)), 2)
+        return KeyValueCache(self.key_norm(key), value)
 
     def weights(
         self,
@@ -104,8 +126,12 @@ class MultiHeadAttention(nn.Module):
         """Return queries of ``input``, and keys and values of ``memory`` (or of ``input`` itself), split into heads."""
         if memory is None:
             query, key, value = self._split_heads(self.query_key_value(input), 3)
-            return query, key, value
+            return self.query_norm(query), self.key_norm(key), value
         return self.project_query(input), *self.project_key_value(memory)
+
+    def _project_rows(self, input: Tensor, rows: slice) -> Tensor:
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        return functional.linear(input, weight[rows], None if bias is None else bias[rows])
 
     def _split_heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """View (batch, length, parts·dim) as ``parts`` tensors (batch, heads, length, head_dim), without a copy."""

@@ -48,13 +48,15 @@ class ResidualLayerNorm(LayerNorm):
         self.order = order
         self.dropout = dropout
 
-    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return ``(normed, residual)`` for the next sublayer.
 
         Args:
-            input: (..., dim), the sublayer's output.
+            input: (..., dim), the sublayer's output, or None before the first sublayer: only the norm is left then.
             residual: (..., dim), the residual stream.
         """
+        if input is None:
+            return super().forward(residual), residual
         dropout_p = self.dropout if self.training else 0.0
         normed, summed = add_layer_norm(input, residual, self.weight, self.bias, self.eps, dropout_p=dropout_p)
         return normed, summed if self.order == "pre" else normed

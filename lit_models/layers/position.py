@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 SinusoidLayout = Literal["interleaved", "concatenated"]
 SinusoidExponent = Literal["paper", "tensor2tensor"]
@@ -118,3 +119,37 @@ class LearnedPositions(nn.Module):
                 "positions: shorten the input, or train with sinusoidal positions or a larger max_positions"
             )
         return self.weight[start : start + length]
+
+
+def resize_positions(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, prefix: int = 0, antialias: bool = False
+) -> Tensor:
+    """Resample the learned positions of a grid of patches for another grid.
+
+    Public code agrees on bicubic interpolation without aligned corners, but not on ``antialias``: DeiT and Hugging Face
+    have none, timm has, and the two differ even when the grid grows.
+
+    Args:
+        table: (1, prefix + rows·columns, dim).
+        old_grid: (rows, columns) of the table.
+        new_grid: (rows, columns) wanted.
+        prefix: Leading entries that belong to no patch (class, distillation and register tokens); they are kept.
+        antialias: See :func:`torch.nn.functional.interpolate`.
+
+    Returns:
+        (1, prefix + new rows·columns, dim) in the table's dtype; ``table`` itself if the grids are equal.
+
+    Raises:
+        ValueError: If the table does not hold ``prefix`` entries and the old grid.
+    """
+    rows, columns = old_grid
+    if table.dim() != 3 or table.shape[1] != prefix + rows * columns:
+        raise ValueError(
+            f"a table of positions for {prefix} prefix tokens and {rows}x{columns} patches has the shape "
+            f"(1, {prefix + rows * columns}, dim), got {tuple(table.shape)}"
+        )
+    if old_grid == new_grid:
+        return table
+    grid = table[:, prefix:].float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)

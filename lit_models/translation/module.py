@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batches import BOS_ID, EOS_ID, PAD_ID, TranslationBatch
+from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain
 from lit_models.checks import check_at_least, check_probability
 from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
-from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network, difference
+from lit_models.translation.checkpoint import describe_network
 from lit_models.translation.loss import count_correct, hidden_loss, translation_loss
 from lit_models.translation.metrics import CorpusScores, corpus_scores
 from lit_models.translation.search import Hypothesis, beam_search
@@ -119,7 +120,7 @@ class TranslationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimiser, and a scheduler that advances with every optimiser step."""
         optimizer = self.optimizer_factory(self.parameters())
-        scheduler = LambdaLR(optimizer, self.schedule)
+        scheduler = LambdaLR(optimizer, self.schedule.for_peak(optimizer.defaults["lr"]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -193,7 +194,7 @@ class TranslationModule(pl.LightningModule):
         checkpoint.pop("hparams_name", None)
         checkpoint[CHECKPOINT_KEY] = {
             **describe_network(self._built),
-            "settings": _plain(dict(self.hparams)),
+            "settings": plain(dict(self.hparams)),
             "tokens_seen": self.tokens_seen,
         }
 
@@ -210,15 +211,11 @@ class TranslationModule(pl.LightningModule):
         lines = difference({key: saved[key] for key in own}, own)
         if self.trainer.training or self.trainer.state.fn == "fit":
             overridden = ("optimizer", "schedule")
-            settings = _plain(dict(self.hparams))
+            settings = plain(dict(self.hparams))
             lines += difference(
                 {key: saved["settings"].get(key) for key in overridden}, {key: settings.get(key) for key in overridden}
             )
-        if lines:
-            raise ValueError(
-                "the checkpoint's settings differ from the config's; give the same, or start without it:\n  "
-                + "\n  ".join(lines)
-            )
+        check_same_settings(lines)
         self.tokens_seen = int(saved.get("tokens_seen", 0))
 
     @property
@@ -279,27 +276,3 @@ class TranslationModule(pl.LightningModule):
         )
         for name, value in scores.values.items():
             print(f"{prefix}/{name} {value:.2f}  {scores.signatures[name]}")
-
-
-def _plain(value: Any) -> Any:
-    """Return settings as values that a checkpoint can hold and load without running code."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if key != "_instantiator"}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):  # also turns restricted types, such as a positive int, into plain ones
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, partial):
-        # The command line's partial calls functions of its own, with the class among the arguments.
-        factory = next((argument for argument in value.args if isinstance(argument, type)), value.func)
-        return {"class_path": _plain(factory), "init_args": _plain(value.keywords)}
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, Schedule):
-        return {"class_path": _plain(type(value)), "init_args": _plain(vars(value))}
-    return str(value)

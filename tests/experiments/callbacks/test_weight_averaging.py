@@ -168,6 +168,101 @@ def test_nan_weights_are_not_averaged(tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
+class Scored(ToyModule):
+    """Scores a set of weights by its loss, as ClassificationModule does."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.sums, self.logged = {}, {}
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.evaluate(batch, "val")
+
+    def evaluate(self, batch, name):
+        self.sums.setdefault(name, []).append(self.network(batch.values).square().mean().item())
+
+    def log_evaluation(self, name):
+        self.log(f"{name}/score", sum(self.sums[name]) / len(self.sums[name]))
+        self.logged.setdefault(name, []).append(self.sums.pop(name))
+
+    def on_validation_epoch_end(self):
+        self.log_evaluation("val")
+
+
+def test_average_and_raw_weights_are_scored_in_one_validation(tmp_path):
+    torch.manual_seed(1)
+    module, watch = Scored(), Watch()
+    trainer = trainer_of(tmp_path, [watch, WeightAveraging(0.9, warmup=False, evaluate_raw=True)], max_steps=10)
+    trainer.fit(module, ToyData())
+    other, watch_other = Scored(), Watch()
+    torch.manual_seed(1)
+    trainer_of(tmp_path, [watch_other, WeightAveraging(0.9, warmup=False)], max_steps=10).fit(other, ToyData())
+    for one, two in zip(watch.history, watch_other.history, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True)), "scoring must not change training"
+    assert module.logged["val"][-2:] == other.logged["val"][-2:], "the average scores as without"
+    raw, averaged = module.network, [weights.clone() for weights in watch.start]
+    inputs = [batch.values for batch in validation_batches()]
+    for step, weights in enumerate(watch.history, 1):
+        averaged = [torch.lerp(old, new, 0.1) for old, new in zip(averaged, weights, strict=True)]
+        if step not in (5, 10):
+            continue
+        for name, wanted in (("val", averaged), ("val_raw", weights)):
+            for parameter, value in zip(raw.parameters(), wanted, strict=True):
+                parameter.data.copy_(value)
+            expected = [raw.eval()(values).square().mean().item() for values in inputs]
+            found = module.logged[name][-2 if step == 5 else -1]
+            assert found == pytest.approx(expected, rel=1e-5), name
+    assert {"val/score", "val_raw/score"} <= set(trainer.callback_metrics)
+
+
+def validation_batches():
+    data = ToyData()
+    data.setup("fit")
+    return list(data.val_dataloader())
+
+
+def test_a_module_that_scores_one_set_of_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="evaluate_raw is true, but ToyModule scores one set"):
+        trainer_of(tmp_path, [WeightAveraging(evaluate_raw=True)]).fit(ToyModule(), ToyData())
+
+
+def test_raw_weights_survive_a_validation_that_fails(tmp_path):
+    class Failing(Scored):
+        def evaluate(self, batch, name):
+            if name == "val_raw" and self.global_step == 5:
+                raise RuntimeError("a defect")
+            super().evaluate(batch, name)
+
+    module, watch = Failing(), Watch()
+    with pytest.raises(RuntimeError, match="a defect"):
+        trainer_of(tmp_path, [watch, WeightAveraging(0.9, evaluate_raw=True)]).fit(module, ToyData())
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), watch.history[-1], strict=True))
+
+
+def test_classification_module_logs_both(tmp_path):
+    sys.path.insert(0, str(Path(__file__).parents[2] / "lit_models" / "classification"))
+    from tiny_images import ImageNetDataModule, Tiny, draw, plain_sgd
+    from tiny_images import trainer as quiet_trainer
+
+    from lit_models import ClassificationModule
+
+    module = ClassificationModule(Tiny, plain_sgd)
+    trainer = quiet_trainer(
+        max_steps=4,
+        callbacks=[WeightAveraging(0.99, warmup=False, evaluate_raw=True)],
+        limit_val_batches=None,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(module, datamodule=ImageNetDataModule([draw(8)] * 4, [draw(30), draw(5)]))
+    metrics = trainer.callback_metrics
+    names = {name.partition("/")[2] for name in metrics if name.startswith("val/")}
+    assert names == {"loss", "accuracy", "accuracy_top5"}
+    assert all(f"val_raw/{name}" in metrics for name in names)
+    assert metrics["val/loss"] != metrics["val_raw/loss"]
+
+
 def test_bad_decay():
     with pytest.raises(ValueError, match="decay must be at least 0 and below 1; got 1.0"):
         WeightAveraging(1.0)

@@ -1,0 +1,123 @@
+"""What the checkpoints of every task have in common: one entry of plain values, read without running code."""
+
+import errno
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_models.optimization.schedules import Schedule
+
+CHECKPOINT_KEY = "heddle"
+FORMAT = 1
+
+# How torch's reader says that a file names a class or a function that it does not know to be harmless.
+_NEEDS_CODE = re.compile(r"GLOBAL|allowlisted|unrecognized function")
+# What torch.save writes begins as a zip archive, what it wrote long ago as a pickle.
+_BEGINNINGS = (b"PK", b"\x80")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file onto the CPU: the device needs no room for an optimiser's state.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is foreign, cut short, or would have to run code; the message names the file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    foreign = f"{path} is not a PyTorch checkpoint, or it is cut short"
+    with path.open("rb") as file:
+        if not file.read(2).startswith(_BEGINNINGS):
+            raise ValueError(foreign)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on foreign files; our error is all that is needed
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises a dozen kinds for the dozen ways in which a file can be foreign
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
+            raise
+        if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
+            raise ValueError(f"{path} holds objects that could run code; only plain weights are read") from error
+        raise ValueError(foreign) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def entry_of(checkpoint: Mapping[str, Any], task: str, path: Path) -> Mapping[str, Any]:
+    """Return the project's own entry of a checkpoint.
+
+    Args:
+        checkpoint: What the file holds.
+        task: ``translation`` or ``classification``.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If it has none, or one of another task or format.
+    """
+    saved = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(saved, Mapping) or saved.get("task") != task or "state_dict" not in checkpoint:
+        found = saved.get("task") if isinstance(saved, Mapping) else None
+        reason = f"it is one of {found}" if found and found != task else f"it has no {CHECKPOINT_KEY!r} entry"
+        raise ValueError(f"{path} is not a {task} checkpoint of this project ({reason})")
+    if saved.get("format") != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {saved.get('format')!r}; this version reads format {FORMAT}")
+    return saved
+
+
+def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a module's ``network``, named as the network names them."""
+    prefix = "network."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+
+
+def difference(saved: Any, own: Any, key: str = "") -> list[str]:
+    """Return a line ``key: checkpoint X, config Y`` for every value that differs."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        lines = []
+        for name in sorted({*saved, *own}):
+            lines += difference(saved.get(name), own.get(name), f"{key}.{name}" if key else str(name))
+        return lines
+    return [] if saved == own else [f"{key}: checkpoint {saved!r}, config {own!r}"]
+
+
+def check_same_settings(lines: list[str]) -> None:
+    """Raise a ValueError that lists every difference between a checkpoint's settings and the config's, if any."""
+    if lines:
+        raise ValueError(
+            "the checkpoint's settings differ from the config's; give the same, or start without it:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def plain(value: Any) -> Any:
+    """Return settings as values that a checkpoint can hold and load without running code."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items() if key != "_instantiator"}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):  # also turns restricted types, such as a positive int, into plain ones
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, partial):
+        # The command line's partial calls functions of its own, with the class among the arguments.
+        factory = next((argument for argument in value.args if isinstance(argument, type)), value.func)
+        return {"class_path": plain(factory), "init_args": plain(value.keywords)}
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, Schedule):
+        return {"class_path": plain(type(value)), "init_args": plain(vars(value))}
+    return str(value)
