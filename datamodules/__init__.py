@@ -7,12 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.batches import TranslationBatch
+    from datamodules.batches import ImageBatch, TranslationBatch
+    from datamodules.imagenet import ImageNetDataModule
     from datamodules.wmt import WMTDataModule
 
-__all__ = ["TranslationBatch", "WMTDataModule"]
+__all__ = ["ImageBatch", "ImageNetDataModule", "TranslationBatch", "WMTDataModule"]
 
-_MODULE_OF = {"TranslationBatch": "datamodules.batches", "WMTDataModule": "datamodules.wmt"}
+_MODULE_OF = {
+    "ImageBatch": "datamodules.batches",
+    "ImageNetDataModule": "datamodules.imagenet",
+    "TranslationBatch": "datamodules.batches",
+    "WMTDataModule": "datamodules.wmt",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,11 @@ COMMANDS = {
     "test": ("experiments.cli", "run the test split: test --ckpt_path CHECKPOINT [-c CONFIG]"),
     "predict": ("experiments.cli", "write predictions: predict --ckpt_path CHECKPOINT [-c CONFIG]"),
     "translate": ("experiments.translate", "translate lines: translate --checkpoint CHECKPOINT < lines"),
-    "attend": ("experiments.attend", "draw attention maps: attend --checkpoint CHECKPOINT --text TEXT"),
+    "classify": ("experiments.classify", "tell what images show: classify --checkpoint CHECKPOINT IMAGE ..."),
+    "attend": (
+        "experiments.attend",
+        "draw attention maps: attend --checkpoint CHECKPOINT (--text TEXT | --image FILE)",
+    ),
     "average": ("experiments.average", "average checkpoints: average --output FILE --run RUN --last N"),
     "bench": ("experiments.bench", "measure speed against other libraries: bench translation"),
 }

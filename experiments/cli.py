@@ -253,7 +253,8 @@ class HeddleCLI(LightningCLI):
         predictions = gather_predictions(predictions)
         if not self.trainer.is_global_zero:
             return
-        written = write_predictions(predictions, self._directory)
+        columns = getattr(self.model, "prediction_columns", ())
+        written = write_predictions(predictions, self._directory, columns)
         print(f"run directory  {self._directory}")
         if written:
             print(f"predictions    {written}")

@@ -1,6 +1,6 @@
 """Gather and write what ``predict`` returns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,18 @@ def merge_predictions(parts: list[Any]) -> list[Any]:
     return merged
 
 
-def write_predictions(predictions: Any, directory: Path) -> Path | None:
+def write_predictions(predictions: Any, directory: Path, columns: Sequence[str] = ()) -> Path | None:
     """Write predictions into a run directory.
 
     Args:
         predictions: What ``Trainer.predict`` returns: one result per batch, in one list or one list per loader. Batches
             sorted by length give ``(line number, text)`` pairs; they are put back into the order of the lines.
         directory: The run directory.
+        columns: What the texts hold, separated by tabs, if they are rows of a table.
 
     Returns:
-        ``predictions.txt`` with one line each if all are texts, else ``predictions.pt``; None if there are none.
+        ``predictions.txt`` with one line each if all are texts, or ``predictions.tsv`` with the columns' names in its
+        first line; else ``predictions.pt``; None if there are none.
     """
     if not predictions:
         return None
@@ -57,8 +59,9 @@ def write_predictions(predictions: Any, directory: Path) -> Path | None:
     if flat and all(isinstance(item, tuple) for item in flat):
         flat = [text for _, text in sorted(flat)]
     if flat and all(isinstance(item, str) for item in flat):
-        path = directory / "predictions.txt"
-        path.write_text("".join(f"{item}\n" for item in flat), encoding="utf-8")
+        path = directory / ("predictions.tsv" if columns else "predictions.txt")
+        head = ["\t".join(columns)] if columns else []
+        path.write_text("".join(f"{item}\n" for item in [*head, *flat]), encoding="utf-8")
     else:
         path = directory / "predictions.pt"
         torch.save(predictions, path)

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_translator import PAIRS, write_checkpoint
 
-from experiments import attend, attention_plot
+from experiments import attend, attend_translation, attention_plot
 from experiments.attention_plot import Panel, draw_attention, draw_panels, readable, save, save_overview
 from experiments.translator import Translator
 from lit_models.translation.transformer import AttentionMaps
@@ -85,7 +85,7 @@ def test_weights_stand_under_their_labels(run, checkpoint, monkeypatch):
         drawn[title.partition(",")[0]] = (weights, rows, columns)
         return draw_attention(weights, rows, columns, title, **axes)
 
-    monkeypatch.setattr(attend, "draw_attention", remember)
+    monkeypatch.setattr(attend_translation, "draw_attention", remember)
     assert run("--layer", 1, "--target", TARGET)[0] == 0
     translator = Translator.load(checkpoint, "cpu")
     source, target = translator.encode_sources([SOURCE])[0].ids, translator.tokenizer.encode_target([TARGET])[0]
