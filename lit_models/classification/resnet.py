@@ -46,20 +46,22 @@ class ResNet(Classifier):
         num_classes: Classes of the head; 0 for none.
         depth: Weighted layers of the three-stage network, 6n + 2: n blocks a stage (20, 32, 44, 56 ...).
         width: Channels of the first stage; each stage doubles them. The paper's networks for 32 pixels have 16.
-        stages: Number of stages; 3 in the paper, 4 suit 64 pixels.
+        stages: Number of stages; 3 in the paper.
+        stem_stride: Stride of the first convolution; 1 in the paper, 2 suits 64 pixels.
 
     Raises:
         ValueError: If ``depth`` is not 6n + 2, or a number is too small.
     """
 
-    def __init__(self, num_classes: int, *, depth: int = 20, width: int = 16, stages: int = 3) -> None:
+    def __init__(self, num_classes: int, *, depth: int = 20, width: int = 16, stages: int = 3, stem_stride: int = 1) -> None:
         super().__init__()
         check_at_least("width", width, 1)
         check_at_least("stages", stages, 1)
+        check_at_least("stem_stride", stem_stride, 1)
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32 ...), got {depth}")
-        self.settings = {"depth": depth, "width": width, "stages": stages}
-        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.settings = {"depth": depth, "width": width, "stages": stages, "stem_stride": stem_stride}
+        self.stem = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)
         channels, built = width, []
         for stage in range(stages):

@@ -44,6 +44,7 @@ def test_protocol():
         (16, 8, 12),
         (32, 4, 6),
     ]
+    assert ResNet(7, depth=8, stem_stride=2).forward_features(images).shape == (2, 64, 4, 6)
     again = ResNet(7, **network.settings)
     again.load_state_dict(network.state_dict())
     assert torch.equal(again.eval()(images), network(images))
