@@ -11,7 +11,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -171,6 +170,8 @@ class ResumableLoader(Generic[Batch]):
         means nothing any more: the next pass then starts the epoch after the stored one, with a warning.
         """
         if state["position"] and state["batches"] != len(self):
+            from lightning.pytorch.utilities.rank_zero import rank_zero_warn  # workers that are spawned need none of it
+
             rank_zero_warn(
                 f"the checkpoint was made after {state['position']} of {state['batches']} batches of epoch "
                 f"{state['epoch']}, but an epoch now has {len(self)} batches: the data or the batch settings differ; "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from experiments.classifier import add_preprocessing_options, checkpoint_task, find_weights
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
-from experiments.translator import DEVICES
+from experiments.checkpoint_path import DEVICES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,8 @@
     python -m experiments average --output averaged.ckpt --run runs/my_run --best 3
     python -m experiments average --output averaged.ckpt --checkpoints a.ckpt b.ckpt
 
-The result serves ``translate``, ``attend``, ``validate``, ``test`` and ``predict``; no training resumes from it.
+The result serves ``translate``, ``classify``, ``attend``, ``validate``, ``test`` and ``predict``; no training resumes
+from it.
 """
 
 import argparse
@@ -18,13 +19,14 @@ from experiments.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
 from experiments.translator import DATA_KEY
+from lit_models.checkpoints import CHECKPOINT_KEY, difference
+from lit_models.classification.checkpoint import DATA_KEY as IMAGES_KEY
 from lit_models.optimization import average_state_dicts
-from lit_models.translation.checkpoint import CHECKPOINT_KEY, difference
 
 # What belongs to training, and to none of the averaged states.
 _DROPPED = ("optimizer_states", "lr_schedulers", "weight_averaging")
 # What two checkpoints of one network may differ in.
-_VARYING = ("settings", "tokens_seen", "averaged")
+_VARYING = ("settings", "tokens_seen", "images_seen", "averaged")
 
 
 def build_parser() -> CommandParser:
@@ -95,12 +97,12 @@ def average_files(paths: Sequence[Path], output: Path) -> None:
     """Write a checkpoint with the mean weights of several; everything else is that of the newest.
 
     Args:
-        paths: Checkpoints of one network with one tokenizer.
+        paths: Checkpoints of one network with one tokenizer or the same classes.
         output: The file, replaced only when the new one is whole.
 
     Raises:
         FileNotFoundError: One of the files is missing.
-        ValueError: One is not a checkpoint, or they are of different networks or tokenizers.
+        ValueError: One is not a checkpoint, or they are of different networks, tokenizers or classes.
         CheckpointWriteError: The file could not be written.
     """
     checkpoints = [read_checkpoint(path, mmap=True) for path in paths]
@@ -130,7 +132,7 @@ def _by_score(files: list[Path], newest: Mapping[str, Any]) -> list[Path]:
 
 
 def _check_same(path: Path, checkpoint: Mapping[str, Any], other_path: Path, other: Mapping[str, Any]) -> None:
-    """Raise if two checkpoints are not of one network and one tokenizer."""
+    """Raise if two checkpoints are not of one network and one tokenizer, or the same classes."""
     networks = [
         {key: value for key, value in item.get(CHECKPOINT_KEY, {}).items() if key not in _VARYING}
         for item in (checkpoint, other)
@@ -146,6 +148,10 @@ def _check_same(path: Path, checkpoint: Mapping[str, Any], other_path: Path, oth
         tokenizer.pop("dropout", None)  # of training alone
     if not _equal(*tokenizers):
         raise ValueError(f'"{other_path}" has another tokenizer than "{path}"')
+    classes = [list(item.get(IMAGES_KEY, {}).get("class_names", [])) for item in (other, checkpoint)]
+    if classes[0] != classes[1]:
+        first = next((f" ({one}, not {two})" for one, two in zip(*classes, strict=False) if one != two), "")
+        raise ValueError(f'"{other_path}" has other classes than "{path}"{first}')
 
 
 def _equal(one: Any, two: Any) -> bool:

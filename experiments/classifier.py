@@ -12,9 +12,9 @@ from torch import Tensor
 from datamodules.image.decode import decode
 from datamodules.image.evaluation import Preprocessing
 from datamodules.image.normalization import normalize
+from experiments.checkpoint_path import choose_device, find_checkpoint
 from experiments.command import CommandParser
 from experiments.errors import UsageError
-from experiments.translator import choose_device, find_checkpoint
 from lit_models.checkpoints import CHECKPOINT_KEY
 from lit_models.classification.blocks import PatchClassifier
 from lit_models.classification.checkpoint import load_checkpoint

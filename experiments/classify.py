@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datamodules.image.decode import SUFFIXES
+from experiments.checkpoint_path import DEVICES
 from experiments.classifier import ImageClassifier, add_preprocessing_options, check_preprocessing_options, find_weights
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
 from experiments.line_io import open_output, read_chunks
-from experiments.translator import DEVICES
 
 
 def build_parser() -> CommandParser:
@@ -95,8 +96,6 @@ def batches_of_paths(arguments: list[str], size: int, failures: Failures) -> Ite
 
 def images_in(directory: str, failures: Failures) -> list[str]:
     """Return the images in a directory and those below it, sorted by path; a file named itself may have any suffix."""
-    from datamodules.image.folder import SUFFIXES
-
     found = sorted(str(path) for path in Path(directory).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         failures.add(directory, f"there is no image in this directory (looked for {', '.join(SUFFIXES)})")

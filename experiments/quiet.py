@@ -32,6 +32,10 @@ _WARNINGS = (
         r".*callbacks used to create the checkpoint need to be provided.*",
         "testing needs no checkpointing; a resumed run without its averaging is an error of our own",
     ),
+    (
+        r".*The ``compute`` method of metric .* was called before the ``update`` method.*",
+        "a process whose share of an evaluation is empty adds nothing to the sums",
+    ),
     (r".*GPU available but not used.*", "the accelerator is chosen in the config"),
 )
 

@@ -25,10 +25,11 @@ from typing import Any, BinaryIO, TextIO, get_args
 import torch
 
 from datamodules.text.corpus import is_blank
+from experiments.checkpoint_path import DEVICES
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
 from experiments.line_io import open_output, read_chunks
-from experiments.translator import DEVICES, PRECISIONS, Alignment, Search, Source, Translator, check_length_penalty
+from experiments.translator import PRECISIONS, Alignment, Search, Source, Translator, check_length_penalty
 from lit_models.translation.hypotheses import Hypothesis, LengthPenaltyKind
 from lit_models.translation.sampling import check_sampling, sample_search
 from lit_models.translation.search import beam_search

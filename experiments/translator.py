@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from datamodules.batches import UNK_ID
 from datamodules.text.tokenizer import Tokenizer
-from experiments.errors import UsageError, near_miss
+from experiments.checkpoint_path import choose_device, find_checkpoint
+from experiments.errors import UsageError
 from lit_models.translation import load_checkpoint
 from lit_models.translation.hypotheses import EXTRA_LENGTH, Hypothesis
 from lit_models.translation.transformer import AttentionMaps, Transformer
 
 DATA_KEY = "WMTDataModule"
-DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 Alignment = list[tuple[int, int]]
 """Pairs of the number of a source token and the number of a target token, both counted from 0."""
@@ -38,25 +37,6 @@ class Source(NamedTuple):
     dropped: int
 
 
-def find_checkpoint(path: str) -> Path:
-    """Return the checkpoint that a path means: the file itself, or the best (else the last) of a run directory.
-
-    Raises:
-        UsageError: There is none; the message has the nearest file that exists.
-    """
-    given = Path(path)
-    if given.is_file():
-        return given
-    if given.is_dir():
-        candidates = [folder / name for folder in (given / "checkpoints", given) for name in ("best.ckpt", "last.ckpt")]
-        for candidate in candidates:
-            if candidate.is_file():
-                return candidate
-        raise UsageError(f'"{path}" is a directory without checkpoints/best.ckpt and checkpoints/last.ckpt')
-    neighbours = [str(found) for found in given.parent.glob("*")] if given.parent.is_dir() else []
-    raise UsageError(f'there is no checkpoint "{path}"{near_miss(str(given), neighbours)}')
-
-
 def check_length_penalty(alpha: float) -> None:
     """Check the value of ``--length-penalty``.
 
@@ -65,19 +45,6 @@ def check_length_penalty(alpha: float) -> None:
     """
     if not 0.0 <= alpha < math.inf:
         raise UsageError(f"--length-penalty {alpha}: it must be a finite number of at least 0 (no normalisation)")
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` means.
-
-    Raises:
-        UsageError: A CUDA device is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from datamodules.image.decode import SUFFIXES
 from datamodules.loading import Indices
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
 IMAGENET_HELP = (
     "ImageNet needs an account at https://image-net.org/download.php: fetch ILSVRC2012_img_train.tar, "

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.image.folder import SUFFIXES, ImageFolder
+from datamodules.image.decode import SUFFIXES
+from datamodules.image.folder import ImageFolder
 from datamodules.loading import Indices, keyed_seed
 from datamodules.text.download import download
 

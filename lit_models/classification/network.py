@@ -55,6 +55,15 @@ class Classifier(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Give the network new heads, freshly initialised, for another number of classes; 0 removes them."""
 
+    def set_input_size(self, image_size: int | tuple[int, int]) -> None:
+        """Take images of another size, (height, width) or one number for both, from now on.
+
+        Raises:
+            ValueError: If the network cannot.
+        """
+        if self.image_size is not None:
+            raise ValueError(f"{type(self).__name__} takes images of {self.image_size} alone, not of {image_size}")
+
     @abstractmethod
     def forward_intermediates(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Return the features after some layers (all by default) as maps (batch, channels, rows, columns)."""

@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lit_models.checkpoints import CHECKPOINT_KEY as CHECKPOINT_KEY
 from lit_models.checkpoints import FORMAT, entry_of, network_weights, read_checkpoint
-from lit_models.checkpoints import difference as difference
 from lit_models.translation.transformer import Transformer, TransformerConfig
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from datamodules.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from lit_models.translation.checkpoint import CHECKPOINT_KEY, describe_network
+from lit_models.checkpoints import CHECKPOINT_KEY
+from lit_models.translation.checkpoint import describe_network
 from lit_models.translation.transformer import Transformer, TransformerConfig
 
 SUBJECTS = [("the cat", "die Katze"), ("the dog", "der Hund"), ("the animal", "das Tier"), ("the child", "das Mädchen")]
