@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from experiments.arguments import Arguments, Override, needs_checkpoint
 from experiments.errors import UsageError, near_miss
@@ -112,6 +112,12 @@ def check_settings(command: str, settings: Any, checkpoint: Mapping[str, Any]) -
             f'"{settings.ckpt_path}" is an average of checkpoints, from which no training resumes; '
             "give one of those that it was made of"
         )
+    mixed = settings.auto_precision or "mixed" in str(trainer.precision)
+    if mixed and trainer.gradient_clip_val and _is_fused(settings.model):
+        raise UsageError(
+            '"trainer.gradient_clip_val" and a fused optimizer exclude each other in mixed precision: leave out one of '
+            'it and "fused: true"'
+        )
     every, accumulated = trainer.val_check_interval, trainer.accumulate_grad_batches or 1
     if isinstance(every, int) and every % accumulated and not trainer.fast_dev_run:
         raise UsageError(
@@ -197,6 +203,12 @@ def _as_list(value: Any) -> list[Any]:
 
 def _as_section(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"class_path": value} if isinstance(value, str) else {}
+
+
+def _is_fused(model: Any) -> bool:
+    """Whether a module's section asks for a fused optimizer."""
+    optimizer = model.get("init_args", {}).get("optimizer") or {}
+    return isinstance(optimizer, Mapping | Namespace) and bool((optimizer.get("init_args") or {}).get("fused"))
 
 
 class _Checker:

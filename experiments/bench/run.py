@@ -6,31 +6,45 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from experiments.bench.record import append
 from experiments.command import CommandParser, run
 
-METRICS = ("test/bleu", "test/bleu_moses_lowercase", "test/chrf", "test/loss", "test/perplexity")
+# A table in experiments/results for each task, and the metrics that its rows take.
+TABLES = {
+    "runs": ("test/bleu", "test/bleu_moses_lowercase", "test/chrf", "test/loss", "test/perplexity"),
+    "classification_runs": (
+        "test/accuracy",
+        "test/accuracy_top5",
+        "test/loss",
+        "test/accuracy_class",
+        "test/accuracy_distillation",
+    ),
+}
 
 
 def main(argv: list[str]) -> int:
-    """Print the row, and append it to ``experiments/results/runs.csv`` if asked to."""
+    """Print the row, and append it to the task's table in ``experiments/results`` if asked to."""
     return run(_main, argv)
 
 
 def _main(argv: list[str]) -> None:
     parser = CommandParser("python -m experiments bench run", __doc__ or "")
     parser.add_argument("run_dir", help="directory of a run that was tested")
-    parser.add_argument("--record", action="store_true", help="append the row to experiments/results/runs.csv")
+    parser.add_argument(
+        "--record", action="store_true", help="append the row to the task's table in experiments/results"
+    )
     options = parser.parse_args(argv)
-    row = summarize(Path(options.run_dir))
+    table, row = summarize(Path(options.run_dir))
     for name, value in row.items():
         print(f"{name:<28} {value}")
     if options.record:
-        print(append("runs", [row]))
+        print(append(table, [row]))
 
 
-def summarize(directory: Path) -> dict[str, Any]:
-    """Return date, commit, hardware, versions, steps, minutes and test scores of a run.
+def summarize(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Return the task's table, and date, commit, hardware, versions, steps, minutes and test scores of a run.
 
     The minutes are those from the record before the first step to the last line of metrics: training, validation and
     testing, without the start of Python.
@@ -51,7 +65,8 @@ def summarize(directory: Path) -> dict[str, Any]:
     ended = (directory / "metrics.csv").stat().st_mtime
     changed = (directory / "git.diff").stat().st_size > 0
     gpus = environment["gpus"]
-    return {
+    table = "runs" if "test/bleu" in tested else "classification_runs"
+    row = {
         "date": datetime.datetime.fromtimestamp(begun, datetime.UTC).strftime("%Y-%m-%d"),
         "commit": git[0].removeprefix("commit: ")[:10] + ("+" if changed else ""),
         "hardware": gpus[0] if gpus else f"{environment['cpu']}, {environment['threads']} threads",
@@ -60,5 +75,8 @@ def summarize(directory: Path) -> dict[str, Any]:
         "config": next((word for word in command if word.endswith(".yaml")), ""),
         "steps": max(int(row["step"]) for row in rows),
         "minutes": round((ended - begun) / 60, 1),
-        **{name: round(float(tested[name]), 3) for name in METRICS},
     }
+    if table == "classification_runs":  # distillation is judged over seeds
+        row["seed"] = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["seed_everything"]
+    row |= {name: round(float(tested[name]), 4) if tested.get(name) else "" for name in TABLES[table]}
+    return table, row

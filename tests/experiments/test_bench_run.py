@@ -1,0 +1,54 @@
+"""``bench run``: a run directory as one row of its task's table."""
+
+import csv
+import json
+
+import pytest
+
+from experiments.bench import record
+from experiments.bench.run import main
+
+
+def run_directory(path, metrics):
+    path.mkdir()
+    (path / "environment.json").write_text(
+        json.dumps({"cpu": "a CPU", "threads": 2, "gpus": [], "torch": "2", "packages": {"lightning": "2.6"}})
+    )
+    (path / "git.txt").write_text("commit: 0123456789abcdef\n")
+    (path / "git.diff").write_text("")
+    (path / "command.txt").write_text("fit -c some/config.yaml\n")
+    (path / "config.yaml").write_text("seed_everything: 3\n")
+    with (path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["step", "train/loss", *metrics])
+        writer.writeheader()
+        writer.writerow({"step": 5, "train/loss": 1.0})
+        writer.writerow({"step": 7, **metrics})
+    return path
+
+
+IMAGES = {"test/accuracy": 0.91234, "test/accuracy_top5": 0.99, "test/loss": 0.25}
+TRANSLATIONS = {
+    "test/bleu": 30.0,
+    "test/bleu_moses_lowercase": 31.0,
+    "test/chrf": 50.0,
+    "test/loss": 2.0,
+    "test/perplexity": 7.4,
+}
+
+
+@pytest.mark.parametrize(("metrics", "table"), [(IMAGES, "classification_runs"), (TRANSLATIONS, "runs")])
+def test_a_row_goes_to_the_tasks_table(tmp_path, monkeypatch, capsys, metrics, table):
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    assert main([str(run_directory(tmp_path / "run", metrics)), "--record"]) == 0
+    with (tmp_path / "results" / f"{table}.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert row["config"] == "some/config.yaml" and row["steps"] == "7" and row["commit"] == "0123456789"
+    for name, value in metrics.items():
+        assert float(row[name]) == pytest.approx(value, abs=5e-5)
+    if table == "classification_runs":
+        assert row["seed"] == "3" and row["test/accuracy_distillation"] == ""
+
+
+def test_a_run_that_was_not_tested(tmp_path, capsys):
+    assert main([str(run_directory(tmp_path / "run", {"val/loss": 1.0}))]) == 2
+    assert "is not the directory of a run that was tested" in capsys.readouterr().err
