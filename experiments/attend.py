@@ -15,10 +15,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.checkpoint_path import DEVICES
 from experiments.classifier import add_preprocessing_options, checkpoint_task, find_weights
 from experiments.command import CommandParser, run
 from experiments.errors import UsageError
-from experiments.checkpoint_path import DEVICES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

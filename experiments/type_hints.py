@@ -17,10 +17,7 @@ from experiments.errors import UsageError, near_miss
 _PLAIN = (int, float, complex, str, bytes, bool, dict, list, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, frozenset, Iterable, Sequence)
 # Their classes may be named without their module; they hand on names lazily, so that an import is cheap.
-_PROJECT = (
-    "lit_models", "lit_models.classification", "lit_models.optimization", "datamodules", "datamodules.image",
-    "experiments.callbacks",
-)  # fmt: skip
+_PROJECT = ("lit_models", "lit_models.classification", "datamodules", "datamodules.image", "experiments.callbacks")
 
 
 def members(hint: Any) -> list[Any]:

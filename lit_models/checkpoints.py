@@ -4,7 +4,7 @@ import errno
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,27 @@ from lit_models.optimization.schedules import Schedule
 CHECKPOINT_KEY = "heddle"
 FORMAT = 1
 
-# How torch's reader says that a file names a class or a function that it does not know to be harmless.
-_NEEDS_CODE = re.compile(r"GLOBAL|allowlisted|unrecognized function")
+# How torch's reader names a class or a function that it does not know to be harmless.
+_OBJECT = re.compile(r"(?:GLOBAL|class|function|instance of)\s+'?([A-Za-z_][\w.]*)")
 # What torch.save writes begins as a zip archive, what it wrote long ago as a pickle.
 _BEGINNINGS = (b"PK", b"\x80")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+class NeedsCodeError(ValueError):
+    """A file holds an object of a class that is not known to be harmless."""
+
+
+def read_checkpoint(path: Path, harmless: Sequence[type] = ()) -> dict[str, Any]:
     """Read a file onto the CPU: the device needs no room for an optimiser's state.
+
+    Args:
+        path: The file.
+        harmless: Classes whose objects may be in it, beside plain values and tensors.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is foreign, cut short, or would have to run code; the message names the file.
+        NeedsCodeError: If it would have to run code; the message names the file and what asks for it.
+        ValueError: If it is foreign or cut short; the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -37,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not file.read(2).startswith(_BEGINNINGS):
             raise ValueError(foreign)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*harmless]):
             warnings.simplefilter("ignore")  # torch's remarks on foreign files; our error is all that is needed
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -45,12 +54,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises a dozen kinds for the dozen ways in which a file can be foreign
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
             raise
-        if isinstance(error, pickle.UnpicklingError) and _NEEDS_CODE.search(str(error)):
-            raise ValueError(f"{path} holds objects that could run code; only plain weights are read") from error
-        raise ValueError(foreign) from error
-    if not isinstance(checkpoint, dict):
+        named = _OBJECT.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named is None:
+            raise ValueError(foreign) from error
+        raise NeedsCodeError(
+            f"{path} holds an object of {named[1]}, which only code can rebuild, and no code is run from a checkpoint"
+        ) from error
+    if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
-    return checkpoint
+    return dict(checkpoint)
 
 
 def entry_of(checkpoint: Mapping[str, Any], task: str, path: Path) -> Mapping[str, Any]:

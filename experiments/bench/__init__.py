@@ -8,6 +8,9 @@ from experiments.errors import near_miss
 # name -> (module whose ``main(argv) -> int`` runs it, one line for --help)
 BENCHMARKS = {
     "translation": ("experiments.bench.translation", "training, decoding and Lightning's overhead against Marian"),
+    "classification": ("experiments.bench.classification", "training steps of image classifiers against timm"),
+    "image_pipeline": ("experiments.bench.image_pipeline", "DeiT's augmentation of JPEGs against timm"),
+    "image_mixing": ("experiments.bench.image_mixing", "mixup, cutmix and erasing of batches against timm"),
     "run": ("experiments.bench.run", "the result of a training: its scores, minutes, commit and hardware as a row"),
     "attention": ("experiments.bench.attention", "attention kernels, forward and backward, against other libraries"),
     "layer_norm": ("experiments.bench.layer_norm", "layer-norm kernels against other libraries and a copy"),

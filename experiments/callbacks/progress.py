@@ -1,4 +1,4 @@
-"""One progress bar for the whole run: loss, tokens per second and the time left."""
+"""One progress bar for the whole run: loss, tokens or images per second and the time left."""
 
 import sys
 import time
@@ -17,20 +17,28 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class _Rate:
-    """Tokens per second between two readings, without the time spent in validation."""
+def counted(module: LightningModule) -> tuple[str, int] | None:
+    """Return what a module counts, ``tokens`` or ``images``, and how many it has seen; None if it counts nothing."""
+    for name in ("tokens", "images"):
+        if (seen := getattr(module, f"{name}_seen", None)) is not None:
+            return name, int(seen)
+    return None
 
-    def __init__(self, now: float, tokens: int) -> None:
-        self._time, self._tokens, self._paused = now, tokens, 0.0
+
+class _Rate:
+    """Tokens or images per second between two readings, without the time spent in validation."""
+
+    def __init__(self, now: float, seen: int) -> None:
+        self._time, self._seen, self._paused = now, seen, 0.0
 
     def pause(self, seconds: float) -> None:
         self._paused += seconds
 
-    def read(self, now: float, tokens: int) -> float:
+    def read(self, now: float, seen: int) -> float:
         """Return the rate since the last reading."""
         seconds = max(now - self._time - self._paused, 1e-9)
-        rate = (tokens - self._tokens) / seconds
-        self._time, self._tokens, self._paused = now, tokens, 0.0
+        rate = (seen - self._seen) / seconds
+        self._time, self._seen, self._paused = now, seen, 0.0
         return rate
 
 
@@ -38,9 +46,9 @@ class StepProgressBar(ProgressBar):
     """A bar over ``max_steps`` on a terminal, a line now and then elsewhere.
 
     The loss is read from ``module.last_loss`` (scalar tensor; else from what ``training_step`` returned) and the
-    tokens from ``module.tokens_seen`` (int, those of the whole run so far) where the module has it. Both are read
-    only when the bar is drawn, so that a GPU is not waited for at each step. The rate is logged as
-    ``train/tokens_per_second`` at the trainer's logging interval.
+    progress from ``module.tokens_seen`` or ``module.images_seen`` (int, those of the whole run so far) where the module
+    has one. They are read only when the bar is drawn, so that a GPU is not waited for at each step. The rate is logged
+    as ``train/tokens_per_second`` or ``train/images_per_second`` at the trainer's logging interval.
 
     Args:
         refresh_seconds: Time between two drawings on a terminal.
@@ -81,9 +89,9 @@ class StepProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        now, tokens = time.monotonic(), int(getattr(pl_module, "tokens_seen", 0))
+        now, (_, seen) = time.monotonic(), counted(pl_module) or ("", 0)
         self._begun, self._drawn = (now, trainer.global_step), float("-inf")
-        self._shown_rate, self._logged_rate = _Rate(now, tokens), _Rate(now, tokens)
+        self._shown_rate, self._logged_rate = _Rate(now, seen), _Rate(now, seen)
         if self._enabled and self.on_terminal:
             total = total_steps(trainer)
             self._bar = tqdm(
@@ -100,16 +108,17 @@ class StepProgressBar(ProgressBar):
     ) -> None:
         """Draw if it is time to, and log the rate if the trainer logs this step."""
         now = time.monotonic()
-        tokens = getattr(pl_module, "tokens_seen", None)
+        progress = counted(pl_module)
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         log_every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (
-            tokens is not None
+            progress is not None
             and trainer.loggers
             and (stepped + 1) % log_every == 0
             and not trainer.fit_loop._should_accumulate()  # the micro-batches of a step share its number
         ):
-            pl_module.log("train/tokens_per_second", self._logged_rate.read(now, int(tokens)), batch_size=1)
+            name, seen = progress
+            pl_module.log(f"train/{name}_per_second", self._logged_rate.read(now, seen), batch_size=1)
         if not self._enabled:
             return
         self._loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -133,9 +142,9 @@ class StepProgressBar(ProgressBar):
         loss = self._loss if loss is None else loss
         if isinstance(loss, torch.Tensor):
             parts.append(f"loss {loss.detach().float().item():.4f}")
-        tokens = getattr(pl_module, "tokens_seen", None)
-        if tokens is not None:
-            parts.append(f"{self._shown_rate.read(now, int(tokens)):,.0f} tokens/s")
+        if (progress := counted(pl_module)) is not None:
+            name, seen = progress
+            parts.append(f"{self._shown_rate.read(now, seen):,.0f} {name}/s")
         began, first_step = self._begun
         total, done = total_steps(trainer), trainer.global_step - first_step
         if total and done > 0:

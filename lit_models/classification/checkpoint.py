@@ -93,24 +93,26 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         network.load_state_dict(network_weights(checkpoint))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: the weights do not fit the network that the checkpoint describes: {error}"
+            f"{path}: the weights do not fit the network that the checkpoint describes: {' '.join(str(error).split())}"
         ) from error
     preprocessing = {key: data[key] for key in PREPROCESSING_KEYS if key in data}
     return LoadedClassifier(network.to(map_location).eval(), list(data["class_names"]), preprocessing, checkpoint)
 
 
-def load_source(path: str, key: str) -> Source:
+def load_source(path: str, key: str, like: Classifier | None = None) -> Source:
     """Load a classifier of this project or a public checkpoint.
 
     Args:
-        path: The file.
+        path: The file, or a directory of the Hugging Face Hub.
         key: The setting that named it, for messages.
+        like: A network that public weights shall fit: positions are resized for its images by the source's own rule,
+            a head for other classes is fresh, and it knows the number of attention heads, which few files tell.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is of no kind that is known.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f'{key}: there is no file "{path}"')
     if _is_ours(Path(path)):
         loaded = load_checkpoint(path)
@@ -118,8 +120,13 @@ def load_source(path: str, key: str) -> Source:
         return Source(loaded.network, loaded.class_names, loaded.preprocessing, True, report)
     from lit_models.pretrained import load_pretrained
 
-    found = load_pretrained(path)
-    return Source(found.network, found.class_names, found.preprocessing, False, found.report())
+    wanted: dict[str, Any] = {}
+    if like is not None:
+        wanted = {"num_classes": like.num_classes, "image_size": like.image_size}
+        wanted["num_heads"] = like.settings.get("num_heads")
+    found = load_pretrained(path, **wanted)
+    told = f"\n  note: {wanted['num_heads']} attention heads, as in the config" if wanted.get("num_heads") else ""
+    return Source(found.network, found.class_names, found.preprocessing, False, found.report() + told)
 
 
 def same_classes(source: Source, class_names: list[str]) -> bool:
@@ -151,7 +158,7 @@ def start_from(network: Classifier, path: str, class_names: list[str]) -> list[s
         FileNotFoundError: If there is no such file.
         ValueError: If it holds another network than the config describes.
     """
-    source = load_source(path, "init_from")
+    source = load_source(path, "init_from", network)
     theirs, notices = source.network, [source.report]
     if type(theirs) is not type(network):
         raise ValueError(
@@ -164,13 +171,14 @@ def start_from(network: Classifier, path: str, class_names: list[str]) -> list[s
     if not same_classes(source, class_names):
         notices.append(f"new head: {theirs.num_classes} classes become {network.num_classes}, or have other names")
         theirs.reset_classifier(network.num_classes)
-    if theirs.image_size != network.image_size:
+    if network.image_size is not None and theirs.image_size != network.image_size:
         notices.append(f"position embedding: images of {theirs.image_size} become {network.image_size}")
-        theirs.set_input_size(network.image_size)  # type: ignore[operator]
+        theirs.set_input_size(network.image_size)
     try:
         network.load_state_dict(theirs.state_dict())
     except RuntimeError as error:
-        raise ValueError(f'init_from: "{path}" does not fit the network of the config: {error}') from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f'init_from: "{path}" does not fit the network of the config: {reason}') from error
     return notices
 
 

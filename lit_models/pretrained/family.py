@@ -98,7 +98,13 @@ class Facts:
     notices: tuple[str, ...] = ()
 
     def told(self, *, num_heads: int | None) -> "Facts":
-        """Return the facts with the number of heads that a person gave, if any."""
+        """Return the facts with the number of heads that a person gave, if any.
+
+        Raises:
+            ValueError: If the file says another.
+        """
+        if num_heads is not None and self.num_heads not in (None, num_heads):
+            raise ValueError(f"num_heads {num_heads} was given, but the file says {self.num_heads}")
         return self if num_heads is None else replace(self, num_heads=num_heads)
 
 

@@ -1,10 +1,7 @@
 """Files of weights, read without running code: .pth, .pt, .bin, .safetensors and .npz, and directories of the Hub."""
 
-import errno
 import json
-import pickle
 import re
-import warnings
 import zipfile
 import zlib
 from argparse import Namespace
@@ -15,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_models.checkpoints import NeedsCodeError
+from lit_models.checkpoints import read_checkpoint as read_torch_checkpoint
 from lit_models.pretrained.family import Checkpoint
 
 # Where files keep their weights, the first one found: averages of weights come last.
@@ -22,7 +21,6 @@ WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "state_dict_ema
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Command line arguments, which timm and DeiT store beside their weights: a class without code of its own.
 _HARMLESS: list[Any] = [Namespace]
-_CLASS = re.compile(r"(?:GLOBAL|class|function|instance of)\s+'?([A-Za-z_][\w.]*)")
 _INNER = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _OUTER = ("model.", "network.")
 _BFLOAT16 = "|V2"  # numpy's name for two bytes that it does not know
@@ -107,7 +105,13 @@ def _read(path: Path) -> dict[str, Any]:
     if beginning.startswith(b"PK") and (path.suffix == ".npz" or _holds_arrays(path)):
         return _read_npz(path)
     if beginning.startswith((b"PK", b"\x80")):
-        return _read_torch(path)
+        try:
+            return read_torch_checkpoint(path, _HARMLESS)
+        except NeedsCodeError as error:
+            raise ValueError(
+                f"{error}. If you trust the file, keep its weights alone: "
+                "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')"
+            ) from error
     raise ValueError(
         f"{path} is not a file of weights, or it is damaged: .pth, .pt, .bin, .safetensors or .npz is read"
     )
@@ -118,29 +122,6 @@ def _holds_arrays(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith(".npy") for name in archive.namelist())
-
-
-def _read_torch(path: Path) -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-            warnings.simplefilter("ignore")  # torch's remarks on foreign files; our error is all that is needed
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises a dozen kinds for the dozen ways in which a file can be foreign
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which is a place before the file's beginning
-            raise
-        named = _CLASS.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named is None:
-            raise ValueError(f"{path} is not a PyTorch checkpoint, or it is cut short") from error
-        raise ValueError(
-            f"{path} holds an object of {named[1]}, which only code can rebuild, and no code is run from a checkpoint. "
-            "If you trust the file, keep its weights alone: "
-            "torch.save({'model': torch.load(FILE, weights_only=False)['model']}, 'weights.pth')"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is no checkpoint of weights: it holds a {type(content).__name__}")
-    return dict(content)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -131,3 +131,26 @@ def test_mistakes_are_one_line(first, tmp_path, call):
     for target, message in ((first, "is one of the checkpoints"), (tmp_path, "is a directory")):
         code, _, error = call("--output", target, "--checkpoints", first, second)
         assert code == 2 and message in error
+
+
+def test_classifiers(tmp_path, call):
+    """The count of images differs between two checkpoints of a run; classes of other names are not averaged."""
+    import tiny_classifier
+
+    network = tiny_classifier.build()
+    described = {"format": 1, "task": "classification", "network": "VisionTransformer", "num_classes": 6}
+    described["network_settings"] = dict(network.settings)
+    paths = [
+        tiny_classifier.write_checkpoint(
+            tmp_path / f"{step}.ckpt", network, loops={}, global_step=step, heddle=described | {"images_seen": 8 * step}
+        )
+        for step in (1, 2)
+    ]
+    output = tmp_path / "mean.ckpt"
+    code, _, error = call("--output", output, "--checkpoints", *paths)
+    assert (code, error) == (0, "") and load(output)["heddle"]["images_seen"] == 16
+    checkpoint = load(paths[1])
+    checkpoint["ImageNetDataModule"]["class_names"][2] = "carp"
+    torch.save(checkpoint, paths[1])
+    code, _, error = call("--output", output, "--checkpoints", *paths)
+    assert code == 2 and error.endswith(f'2.ckpt" has other classes than "{paths[0]}" (carp, not goldfish)\n')

@@ -91,6 +91,24 @@ def test_lines_elsewhere(capsys):
     assert len(lines) == 3 and not any("\r" in line or "\x1b" in line for line in lines)
 
 
+def test_images_are_counted_as_tokens_are(capsys):
+    module, logged = ToyModule(), {}
+    del module.tokens_seen
+    module.images_seen = 0
+    module.log = lambda name, value, **_: logged.update({name: value})
+    bar = StepProgressBar(line_seconds=0)
+    trainer = SimpleNamespace(max_steps=-1, max_epochs=-1, num_training_batches=10, global_step=1, loggers=[None])
+    trainer.fit_loop = SimpleNamespace(
+        epoch_loop=SimpleNamespace(_batches_that_stepped=0), _should_accumulate=lambda: False
+    )
+    trainer.log_every_n_steps = 1
+    bar.on_train_start(trainer, module)
+    module.images_seen = 64
+    bar.on_train_batch_end(trainer, module, torch.tensor(1.5), None, 0)
+    assert capsys.readouterr().out.endswith(" images/s\n")
+    assert logged.keys() == {"train/images_per_second"} and logged["train/images_per_second"] > 0
+
+
 def test_bar_without_tokens_and_without_an_end(capsys):
     module = ToyModule()
     bar = StepProgressBar(line_seconds=0)

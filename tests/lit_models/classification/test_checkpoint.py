@@ -16,6 +16,7 @@ from lit_models.classification import ResNet, VisionTransformer
 from lit_models.classification.checkpoint import load_checkpoint
 from lit_models.classification.distillation import TeacherConfig
 from lit_models.classification.teachers import build_teacher
+from lit_models.layers import resize_positions
 
 VIT = partial(VisionTransformer, image_size=8, patch_size=4, dim=8, depth=1, num_heads=2)
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
@@ -205,7 +206,7 @@ def test_starting_from_a_public_file(tmp_path, caplog):
     caplog.set_level("INFO")
     wide = partial(VIT, dim=64, num_heads=1)
     _, start = started(tmp_path / "x.safetensors", partial(wide, position_antialias=True, image_size=16), side=16)
-    assert "new head: 1000 classes become 7" in caplog.text
+    assert "the checkpoint has 1000 classes and 7 are wanted: the head is freshly initialised" in caplog.text
     assert start["positions"].shape == (1, 17, 64)
     assert torch.equal(start["layers.0.feed_forward.contract.weight"], public.blocks[0].mlp.fc2.weight)
     with pytest.raises(ValueError, match="network.position_antialias: checkpoint True, config False"):  # row 10
@@ -254,3 +255,39 @@ def test_a_checkpoint_teaches_and_its_classes_must_be_the_same(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             build_teacher(TeacherConfig(str(tmp_path / "x.ckpt")), others)
+
+
+def test_what_a_public_file_leaves_open_is_the_configs(tmp_path, caplog):
+    """Heads 8 wide that no shape tells, a head behind a layer of its own, and the position table's own rule."""
+    from safetensors.torch import save_file
+
+    from lit_models.pretrained import to_timm
+
+    public = VIT(7, dim=16, num_heads=2, image_size=16)
+    layer = {"pre_logits.fc.weight": torch.ones(16, 16), "pre_logits.fc.bias": torch.ones(16)}
+    save_file({**to_timm(public), **layer}, tmp_path / "x.safetensors")
+    caplog.set_level("INFO")
+    module, start = started(tmp_path / "x.safetensors", partial(VIT, dim=16, position_antialias=True))
+    assert module.network.settings["num_heads"] == 2
+    assert "representation layer" in caplog.text and "2 attention heads, as in the config" in caplog.text
+    assert not torch.equal(start["head.weight"], public.head.weight), "it reads the layer that is not there"
+    resized = resize_positions(public.positions.detach(), (4, 4), (2, 2), prefix=1, antialias=True)
+    torch.testing.assert_close(start["positions"], resized)
+
+
+def test_starting_from_a_directory_of_hugging_face(tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    from lit_models.pretrained import to_huggingface
+
+    public = VIT(7)
+    state, config = to_huggingface(public)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, start = started(tmp_path)
+    for name, value in public.state_dict().items():
+        torch.testing.assert_close(start[name], value, atol=0, rtol=0)
+    with pytest.raises(ValueError, match="num_heads 4 was given, but the file says 2"):
+        started(tmp_path, partial(VIT, num_heads=4))
