@@ -95,11 +95,11 @@ class RandomErasing:
         Returns:
             (Position in the batch, boxes) of every image that is erased.
         """
-        draws = uniforms(seeds, STREAM, 1 + self.count * _TRIES * 4)
-        chosen = np.flatnonzero(draws[:, 0] < self.probability)
+        chosen = np.flatnonzero(uniforms(seeds, STREAM, 1)[:, 0] < self.probability)
         if not len(chosen):
             return []
-        tries = draws[chosen, 1:].reshape(len(chosen), self.count, _TRIES, 4)
+        draws = uniforms([seeds[index] for index in chosen], STREAM, 1 + self.count * _TRIES * 4)
+        tries = draws[:, 1:].reshape(len(chosen), self.count, _TRIES, 4)
         area = (self.min_area + (self.max_area - self.min_area) * tries[..., 0]) * height * width / self.count
         aspect = np.exp(math.log(self.min_aspect) * (1 - 2 * tries[..., 1]))
         rows, columns = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
