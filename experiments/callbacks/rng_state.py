@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from datamodules.loading import keyed_seed
+
 
 def capture() -> dict[str, Any]:
     """Return the state of the generators of Python, NumPy, torch and each CUDA device: tensors and plain values."""
@@ -68,9 +70,12 @@ class RNGState(Callback):
         self._loaded = state_dict.get("processes", [state_dict])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the state of this process."""
+        """Choose the state of this process, or a seed of its own where nothing is restored."""
         states, self._loaded = self._loaded, None
         if states is None:
+            if trainer.world_size > 1:
+                # All were seeded alike, so that all build the same network; their dropout must differ from here on.
+                torch.manual_seed(keyed_seed(torch.initial_seed(), trainer.global_rank))
             return
         if len(states) == trainer.world_size:
             self._to_restore = states[trainer.global_rank]

@@ -1,5 +1,6 @@
 """The LightningModule of image classification."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
@@ -157,6 +158,9 @@ class ClassificationModule(pl.LightningModule):
         if self.init_from is not None and not self._started:
             for notice in start_from(self._built, self.init_from, self._datamodule.class_names):
                 rank_zero_info(notice)
+            if self.trainer.world_size > 1:  # DDP made the weights equal before; a new head is drawn in each process
+                for weight in self._built.state_dict().values():
+                    torch.distributed.broadcast(weight, 0)
         self._started = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -179,18 +183,22 @@ class ClassificationModule(pl.LightningModule):
         self._built.train()
         if self.teacher is not None:
             self.teacher.to(self.device, self.memory_format)
+
+    def on_train_start(self) -> None:
+        """Compare the schedule's epoch with that of the loop, whose last step may hold fewer batches."""
         steps = getattr(self.schedule, "steps_per_epoch", None)
-        epoch = getattr(self._datamodule, "steps_per_epoch", None)
-        if steps is not None and epoch is not None:
-            own = max(1, epoch // self.trainer.accumulate_grad_batches)
-            if own != steps:
-                rank_zero_warn(f"schedule.steps_per_epoch is {steps}, but an epoch of this data has {own} steps")
+        if steps is None:
+            return
+        own = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        if own != steps:
+            rank_zero_warn(f"schedule.steps_per_epoch is {steps}, but an epoch of this data has {own} steps")
 
     def forward(self, images: Tensor) -> HeadLogits:
         """Return the heads' logits of normalised images (batch, 3, height, width)."""
         if self._forward_heads is None:
             raise RuntimeError("the network is built in configure_model, which Lightning calls before the loops")
-        return self._forward_heads(images.contiguous(memory_format=self.memory_format))
+        weights = next(self._built.parameters())  # of half or double precision if the trainer's precision is "true"
+        return self._forward_heads(images.to(weights.dtype, memory_format=self.memory_format))
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Return the summed loss of a batch; the division is in :meth:`on_before_optimizer_step`."""

@@ -126,6 +126,17 @@ def test_each_process_gets_its_own_random_state():
         assert callback.state_dict() == {"processes": [states[rank]]}, "this test is one process"
 
 
+def test_processes_of_a_new_run_draw_different_numbers():
+    drawn = []
+    for world_size, rank in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(5)  # as seed_everything does in each process
+        RNGState().on_train_start(SimpleNamespace(world_size=world_size, global_rank=rank), None)
+        drawn.append(torch.rand(3).tolist())
+    torch.manual_seed(5)
+    assert drawn[0] == torch.rand(3).tolist(), "one process draws what it would have drawn"
+    assert drawn[1] != drawn[2]
+
+
 def test_random_states_of_another_number_of_processes_are_left():
     callback = RNGState()
     callback.load_state_dict({"processes": [capture(), capture()]})

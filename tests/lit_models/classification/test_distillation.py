@@ -39,6 +39,21 @@ def test_soft_loss_and_its_two_reductions(temperature):
         assert distillation_loss(student, teacher, config).item() / 3 == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_logits_of_half_precision_are_summed_in_float32(mode):
+    student, teacher = (torch.randn(64, 200) * 3).bfloat16(), (torch.randn(64, 200) * 3).bfloat16()
+    config = DistillationConfig(TEACHER, mode, temperature=2.0, reduction="batchmean")
+    found = distillation_loss(student, teacher, config)
+    assert found.dtype == torch.float32
+    if mode == "hard":
+        rows = student.double().log_softmax(1)
+        expected = -rows[torch.arange(64), teacher.argmax(1)].sum().item()
+    else:
+        expected = 4.0 * sum(divergence(one, two, 2.0) for one, two in zip(student, teacher, strict=True))
+    # Sums of 12,800 float32 numbers; in bfloat16 the loss would be 100 times further off.
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_hard_loss_takes_the_teachers_decision_unsmoothed():
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
     found = distillation_loss(student, teacher, DistillationConfig(TEACHER)).item()

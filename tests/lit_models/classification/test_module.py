@@ -178,6 +178,18 @@ def test_row_3_deits_absolute_rates_are_not_scaled():
         rates(None, deit)
 
 
+@pytest.mark.filterwarnings("error:.*schedule.steps_per_epoch.*")
+def test_the_last_step_of_an_epoch_may_hold_fewer_batches():
+    rates(None, DeiTCosine(10, 2, warmup_epochs=2), accumulate=4)  # 4 of 6 batches, then 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_precisions(precision):
+    module = ClassificationModule(Tiny, plain_sgd)
+    trainer(max_steps=1, precision=precision).fit(module, datamodule=ImageNetDataModule([draw(2)] * 2))
+    assert module.last_loss.isfinite()
+
+
 def test_layer_decay_scales_every_step():
     for factor, used in zip([1.0, 0.5], rates(None, Written([1.0, 0.5]), layer_decay=0.5), strict=False):
         # Weight and bias of the stem (with the token), of the layer, and of the head.

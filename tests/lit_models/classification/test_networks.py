@@ -7,6 +7,7 @@ from torch.nn import functional
 from kernels import use_backend
 from lit_models.classification.cait import CaiT
 from lit_models.classification.registry import NETWORKS, build
+from lit_models.classification.resnet import ResNet
 from lit_models.classification.vit import VisionTransformer
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
@@ -104,3 +105,13 @@ def test_registry_messages():
         build("AlexNet", 5, {})
     with pytest.raises(ValueError, match="CaiT has no settings registers; it has image_size, patch_size"):
         build("CaiT", 5, {**SMALL, "registers": 2})
+
+
+def test_a_network_of_one_size_says_so():
+    """The default of the protocol; a network without a size takes any."""
+    network = ResNet(3, depth=8, width=4)
+    network.set_input_size(48)
+    assert network.image_size is None
+    network.image_size = (32, 32)
+    with pytest.raises(ValueError, match=r"ResNet takes images of \(32, 32\) alone, not of 48"):
+        network.set_input_size(48)
