@@ -269,6 +269,11 @@ class ImageNetDataModule(pl.LightningDataModule):
                 images, targets = self.mixing(images, batch.labels, self.num_classes, batch.seeds, batch.epoch)
         return batch._replace(images=images, targets=targets)
 
+    def teardown(self, stage: str) -> None:
+        """Names the images that were skipped since the last epoch ended."""
+        for loader in self._loaders:
+            loader.report()
+
     def on_exception(self, exception: BaseException) -> None:
         """Adds the file that a worker was reading when it died to the error that ends the run."""
         for loader in self._loaders:

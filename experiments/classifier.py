@@ -16,7 +16,6 @@ from experiments.checkpoint_path import choose_device, find_checkpoint
 from experiments.command import CommandParser
 from experiments.errors import UsageError
 from lit_models.checkpoints import CHECKPOINT_KEY
-from lit_models.classification.blocks import PatchClassifier
 from lit_models.classification.checkpoint import load_checkpoint
 from lit_models.classification.network import Classifier
 from lit_models.pretrained import load_pretrained
@@ -114,7 +113,7 @@ class ImageClassifier:
             loaded = load_checkpoint(path)
             network, names, settings = loaded.network, loaded.class_names, loaded.preprocessing
             independent = loaded.checkpoint[CHECKPOINT_KEY].get("settings", {}).get("loss") == "binary_cross_entropy"
-            if "image_size" in changes and isinstance(network, PatchClassifier):
+            if "image_size" in changes:
                 network.set_input_size(changes["image_size"])
         else:
             public = load_pretrained(path, image_size=changes.get("image_size"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from datamodules.image.decode import ImageError
 from experiments.callbacks.run_record import RunRecord
 from experiments.errors import CheckpointWriteError, NonFiniteError, UsageError, near_miss
 
@@ -29,6 +30,11 @@ def judge(error: Exception, record: RunRecord | None, built: Mapping[type, str])
             return code, error
     if str(error).startswith("Early stopping conditioned on metric"):
         return 2, UsageError(_early_stopping(str(error)))
+    if isinstance(error, ImageError):
+        fix = "--data.init_args.on_bad_image=skip"
+        return 2, UsageError(f"{error}; mend or remove it, or go on without it: {fix}", correction=fix)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return 2, RuntimeError(_dead_worker(error))
     if record is not None and record.started:
         return _under_way(error, record)
     origin = _origin(error)
@@ -109,6 +115,13 @@ def _early_stopping(text: str) -> str:
         f'"monitor" of EarlyStopping is "{monitor}", which is not logged'
         f"{near_miss(monitor, logged)} (logged: {', '.join(logged) or 'nothing'})"
     )
+
+
+def _dead_worker(error: RuntimeError) -> str:
+    """Return the line for a worker process that died, with the file it was reading if that is known."""
+    text, notes = " ".join(str(error).split()).rstrip("."), getattr(error, "__notes__", [])
+    told = f" ({'; '.join(notes)})" if notes and "died while it read" not in text else ""
+    return f"{text}{told}; a system that is short of memory kills processes: lower data.num_workers or free some"
 
 
 def _joined(error: Exception) -> str:

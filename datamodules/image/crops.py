@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,12 +44,12 @@ class RandomResizedCrop:
         """Return pixels of shape (size, size, 3), uint8."""
         left, top, width, height = self.draw(image.width, image.height, rng)
         reduction = reduction_for(min(width, height), size)
-        decoded = image.image(reduction)
-        if decoded.size == (image.width, image.height):
+        decoded = image.pixels(reduction)
+        if decoded.shape[:2] == (image.height, image.width):
             reduction = 1  # the format knows no reduction
         # To whole pixels of what has been decoded.
-        corners = [round(corner / reduction) for corner in (left, top, left + width, top + height)]
-        return resize(decoded.crop((corners[0], corners[1], corners[2], corners[3])), (size, size), interpolation)
+        left, top, right, bottom = (round(corner / reduction) for corner in (left, top, left + width, top + height))
+        return resize(decoded[top:bottom, left:right], (size, size), interpolation)
 
     def draw(self, width: int, height: int, rng: random.Random) -> Box:
         """Draw the region of an image of this size."""
@@ -88,30 +87,29 @@ class PaddedCrop:
         """Return pixels of shape (size, size, 3), uint8."""
         shorter = min(image.width, image.height)
         rows, columns = (size if side == shorter else size * side // shorter for side in (image.height, image.width))
-        pixels = resize(image.image(reduction_for(shorter, size)), (rows, columns), interpolation)
+        pixels = resize(image.pixels(reduction_for(shorter, size)), (rows, columns), interpolation)
         top, left = rng.randint(0, rows + 2 * self.padding - size), rng.randint(0, columns + 2 * self.padding - size)
         border = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
         padded = np.pad(pixels.numpy(), border, mode="reflect" if self.reflect else "constant")
         return torch.from_numpy(padded)[top : top + size, left : left + size]
 
 
-def resize(image: Image.Image, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+def resize(pixels: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """Resize an RGB image with Pillow's antialiasing filter, but on torch's vector units.
 
     Results are within 2 of Pillow's by rounding, and mostly within 1. Beside edges that overshoot they may differ by
     more: either library clips to 0 ... 255 between its two passes.
 
     Args:
-        image: The image.
+        pixels: (height, width, 3), uint8.
         size: Height and width of the result.
         interpolation: The filter.
 
     Returns:
         Pixels of shape (height, width, 3), uint8, contiguous.
     """
-    pixels = torch.from_numpy(np.array(image))
     if pixels.shape[:2] == size:
-        return pixels
+        return pixels.contiguous()
     # The batch dimension comes first: so torch sees that colours are innermost, and uses its fast path for that.
     batch = pixels[None].permute(0, 3, 1, 2)
     return functional.interpolate(batch, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0)

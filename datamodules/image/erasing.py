@@ -77,11 +77,12 @@ class RandomErasing:
         if len(seeds) != len(images):
             raise ValueError(f"{len(seeds)} seeds for {len(images)} images: there must be one for each")
         generator = torch.Generator(images.device)
+        noise = images.new_empty(0)
         for index, boxes in self.boxes(images.shape[-2], images.shape[-1], seeds):
             if self.mode != "const":
                 generator.manual_seed(seeds[index])
             for box in boxes:
-                self._fill(images[index, :, box.top : box.bottom, box.left : box.right], generator)
+                self._fill(images[index, :, box.top : box.bottom, box.left : box.right], generator, noise)
         return images
 
     def boxes(self, height: int, width: int, seeds: Sequence[int]) -> list[tuple[int, list[Box]]]:
@@ -95,32 +96,32 @@ class RandomErasing:
         Returns:
             (Position in the batch, boxes) of every image that is erased.
         """
-        chosen = np.flatnonzero(uniforms(seeds, STREAM, 1)[:, 0] < self.probability)
-        if not len(chosen):
-            return []
+        chosen = np.flatnonzero(uniforms(seeds, STREAM, 1)[:, 0] < self.probability).tolist()
         draws = uniforms([seeds[index] for index in chosen], STREAM, 1 + self.count * _TRIES * 4)
-        tries = draws[:, 1:].reshape(len(chosen), self.count, _TRIES, 4)
-        area = (self.min_area + (self.max_area - self.min_area) * tries[..., 0]) * height * width / self.count
-        aspect = np.exp(math.log(self.min_aspect) * (1 - 2 * tries[..., 1]))
-        rows, columns = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        fits = (rows < height) & (columns < width)
-        top = np.floor(tries[..., 2] * (height - rows + 1))
-        left = np.floor(tries[..., 3] * (width - columns + 1))
-        corners = np.stack([top, top + rows, left, left + columns], axis=-1).astype(np.int64)
-        first = fits.argmax(axis=-1)[..., None]  # the first try that fits
-        found = np.take_along_axis(corners, first[..., None], axis=-2)[..., 0, :].tolist()
-        fitted = np.any(fits, axis=-1).tolist()
+        tries = draws[:, 1:].reshape(len(chosen), self.count, _TRIES, 4).tolist()
         return [
-            (index, [Box(*box) for box, fits_in in zip(found[place], fitted[place], strict=True) if fits_in])
-            for place, index in enumerate(chosen.tolist())
+            (index, [box for each in of_image if (box := self._box(each, height, width)) is not None])
+            for index, of_image in zip(chosen, tries, strict=True)
         ]
 
-    def _fill(self, region: Tensor, generator: torch.Generator) -> None:
+    def _box(self, tries: Sequence[Sequence[float]], height: int, width: int) -> Box | None:
+        """Makes a box from the first four numbers whose box fits into the image."""
+        for share, shape, down, across in tries:
+            area = (self.min_area + (self.max_area - self.min_area) * share) * height * width / self.count
+            aspect = self.min_aspect ** (1 - 2 * shape)
+            rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if rows < height and columns < width:
+                top, left = int(down * (height - rows + 1)), int(across * (width - columns + 1))
+                return Box(top, top + rows, left, left + columns)
+        return None
+
+    def _fill(self, region: Tensor, generator: torch.Generator, noise: Tensor) -> None:
+        """Fills a box; ``noise`` is memory that one box after the other uses."""
         match self.mode:
             case "pixel" if region.is_cuda:
                 region.normal_(generator=generator)  # one kernel; on a CPU it is slow where memory has gaps
             case "pixel":
-                region.copy_(torch.randn(region.shape, generator=generator, dtype=region.dtype))
+                region.copy_(noise.resize_(region.shape).normal_(generator=generator))
             case "rand":
                 shape = (region.shape[0], 1, 1)
                 region.copy_(torch.randn(shape, generator=generator, device=region.device, dtype=region.dtype))

@@ -194,11 +194,23 @@ def _mix_batch(images: Tensor, mix: Mix) -> None:
 
 
 def _mix_each(images: Tensor, mixes: Sequence[Mix]) -> None:
-    """Mixes every image in its own way, one pair after the other, so that one image is copied at a time."""
-    half = len(images) // 2
-    for first, second, mix, partners_mix in zip(images[:half], images.flip_(0)[:half], mixes, mixes[::-1]):
-        pass
+    """Mixes every image in its own way. Partners follow each other, so that a CPU has both in its cache."""
+    rows = images.unbind()
+    for number in range(len(rows) // 2):
+        first, second = rows[number], rows[-1 - number]
+        mix, partners_mix = mixes[number], mixes[-1 - number]
+        before = _region(first, partners_mix.box).clone()
+        _take(first, _region(second, mix.box), mix)
+        _take(second, before, partners_mix)
 
 
-def _region(images: Tensor, box: Box) -> Tensor:
-    return images[..., box.top : box.bottom, box.left : box.right]
+def _take(image: Tensor, partner: Tensor, mix: Mix) -> None:
+    """Mixes what an image takes of its partner into it."""
+    if mix.box is not None:
+        _region(image, mix.box).copy_(partner)
+    elif mix.own < 1:
+        image.lerp_(partner, 1 - mix.own)
+
+
+def _region(images: Tensor, box: Box | None) -> Tensor:
+    return images if box is None else images[..., box.top : box.bottom, box.left : box.right]

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from datamodules.batches import ImageBatch
@@ -45,14 +45,16 @@ class TrainingTransform:
     augmentation: HostTransform | None = None
     interpolation: Interpolation = "bicubic"
 
-    def __call__(self, image: EncodedImage, rng: random.Random) -> Tensor:
-        """Return pixels of shape (image_size, image_size, 3), uint8."""
+    def __call__(self, image: EncodedImage, rng: random.Random) -> NDArray[np.uint8]:
+        """Return pixels of shape (image_size, image_size, 3), perhaps in memory that cannot be written."""
         pixels = self.crop(image, self.image_size, self.interpolation, rng)
         if rng.random() < self.flip_probability:
             pixels = pixels.flip(1)
-        if self.augmentation is not None:
-            pixels = torch.from_numpy(np.array(self.augmentation(Image.fromarray(pixels.numpy()), rng)))
-        return pixels
+        if self.augmentation is None:
+            return pixels.numpy()
+        plain = Image.fromarray(pixels.numpy())
+        augmented = self.augmentation(plain, rng)
+        return pixels.numpy() if augmented is plain else np.asarray(augmented)
 
 
 class ImageReader:
@@ -95,8 +97,9 @@ class ImageReader:
         side = self._transform.image_size
         # Rows of the host's (height, width, 3): the device puts colours first.
         images = torch.empty((len(samples), side, side, 3), dtype=torch.uint8)
+        rows = images.numpy()
         for row, (pixels, _, _) in enumerate(samples):
-            images[row] = pixels
+            rows[row] = pixels
         found = np.array([index for _, index, _ in samples], dtype=np.int64)
         return ImageBatch(
             images=images.permute(0, 3, 1, 2),
@@ -106,7 +109,7 @@ class ImageReader:
             epoch=epoch,
         )
 
-    def _sample(self, item: int, epoch: int) -> tuple[Tensor, int, int] | None:
+    def _sample(self, item: int, epoch: int) -> tuple[NDArray[np.uint8], int, int] | None:
         """Reads an item: pixels (height, width, 3), the number of its image, and its seed."""
         copy, index = divmod(item, len(self._source))
         seed = keyed_seed(self._seed, epoch, index, copy)
@@ -125,13 +128,13 @@ class ImageReader:
             f"that were tried in its place; look at {self._source.name}"
         )
 
-    def _read(self, index: int, seed: int) -> Tensor:
+    def _read(self, index: int, seed: int) -> NDArray[np.uint8]:
         self._note(index)
         image = EncodedImage(self._source.read(index), self._source.path(index))
         if isinstance(self._transform, TrainingTransform):
             pixels = self._transform(image, random.Random(seed))
         else:
-            pixels = self._transform(image.image()).permute(1, 2, 0)
+            pixels = self._transform(image.image()).permute(1, 2, 0).numpy()
         self._note(-1)
         return pixels
 
@@ -188,10 +191,11 @@ class ImageLoader(ResumableLoader[ImageBatch]):
         self._reported = 0
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        # Before and after a pass, and not when a pass is broken off: that may be when the interpreter shuts down.
-        self._report()
+        self.report()
         try:
             for batch in super().__iter__():
+                if self._position == 0:  # the last one of a pass: whoever knows their number asks for no more
+                    self.report()
                 if len(batch.labels):
                     yield batch
         except ImageError as error:
@@ -201,9 +205,11 @@ class ImageLoader(ResumableLoader[ImageBatch]):
             if (file := self.reader.file_in_hand(error)) is None:
                 raise
             raise RuntimeError(f"a worker process died while it read {file}: {error}") from error
-        self._report()
+        except (ConnectionError, EOFError) as error:  # a batch comes through a socket of the worker's
+            raise RuntimeError(f"a DataLoader worker died while it handed over a batch: {error}") from error
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Warn of the images that were skipped, if there are more of them than last time."""
         bad = self.reader.bad_images()
         if len(bad) > self._reported:
             self._reported = len(bad)

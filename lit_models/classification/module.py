@@ -181,6 +181,7 @@ class ClassificationModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Put the network in training mode, whatever it was made from, and the teacher beside it."""
         self._built.train()
+        self._check_mixing()
         if self.teacher is not None:
             self.teacher.to(self.device, self.memory_format)
 
@@ -202,8 +203,6 @@ class ClassificationModule(pl.LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Return the summed loss of a batch; the division is in :meth:`on_before_optimizer_step`."""
-        if batch_idx == 0:
-            self._check_targets(batch)
         heads = self(batch.images)
         taught = heads.mean if self.teacher is None else heads.classes
         loss_sum = self.loss(taught, batch.labels, batch.targets)
@@ -301,8 +300,10 @@ class ClassificationModule(pl.LightningModule):
         if not isinstance(saved, dict) or saved.get("task") != "classification":
             raise ValueError("the checkpoint was not written by ClassificationModule")
         own = describe_network(self._built)
+        same_kind = saved.get("network") == own["network"]
+        own = own if same_kind else {"network": own["network"]}  # of two architectures every setting differs
         lines = difference({key: saved.get(key) for key in own}, own)
-        if self._fitting:
+        if self._fitting and same_kind:
             keys = [*_IN_OPTIMIZER, *(["images_per_step"] if self.reference_batch is not None else [])]
             settings = {**plain(dict(self.hparams)), "images_per_step": self.images_per_step}
             lines += difference({key: saved["settings"].get(key) for key in keys}, {key: settings[key] for key in keys})
@@ -310,14 +311,14 @@ class ClassificationModule(pl.LightningModule):
         self.images_seen = int(saved.get("images_seen", 0))
         self._started = True
 
-    def _check_targets(self, batch: ImageBatch) -> None:
+    def _check_mixing(self) -> None:
         """Refuse smoothed targets where every class above zero counts as a full positive."""
-        if batch.targets is None or self.loss.keywords["binary_targets"] == "soft":
-            return
-        if self.loss.keywords["loss"] == "binary_cross_entropy" and bool((batch.targets > 0).all()):
+        settings, mixing = self.loss.keywords, getattr(self._datamodule, "mixing", None)
+        positive = settings["loss"] == "binary_cross_entropy" and settings["binary_targets"] == "above_zero"
+        if positive and mixing is not None and mixing.label_smoothing > 0:
             raise ValueError(
                 "binary_targets is above_zero, but the targets of the mixed images are above zero for every class: "
-                "set the label_smoothing of the data's mixing to 0"
+                "set data.mixing.label_smoothing to 0"
             )
 
     def _scores_of(self, name: str) -> EvaluationScores:

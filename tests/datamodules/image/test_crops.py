@@ -29,7 +29,7 @@ def encoded(image, kind="PNG", **settings):
 @pytest.mark.parametrize("size", [(16, 16), (50, 33), (224, 224), (80, 60)])
 def test_resizing_is_pillows(size, interpolation):
     image = picture(80, 60)
-    pixels = resize(image, size, interpolation)
+    pixels = resize(torch.from_numpy(np.array(image)), size, interpolation)
     assert pixels.dtype == torch.uint8 and tuple(pixels.shape) == (*size, 3) and pixels.is_contiguous()
     filter_ = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
     expected = np.array(image.resize(size[::-1], filter_)).astype(int)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.image.decode import ImageError, decode, reduction_for
+from datamodules.image import decode as decoding
+from datamodules.image.decode import EncodedImage, ImageError, decode, reduction_for
 
 
 def gradient(width=40, height=24):
@@ -112,6 +113,38 @@ def test_draft_keeps_as_many_pixels_as_are_wanted():
     small = gradient(512, 384).resize((256, 192), Image.Resampling.BOX)
     assert difference(decode(data, "a", min_size=192), small) < 12
     assert [reduction_for(size, 100) for size in (50, 199, 200, 400, 799, 800, 5000)] == [1, 1, 2, 4, 4, 8, 8]
+
+
+@pytest.mark.parametrize("with_torchvision", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 2}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"orientation": 6}),
+    ],
+)
+def test_pixels_are_those_of_the_image(mode, settings, with_torchvision, monkeypatch):
+    if not with_torchvision:
+        monkeypatch.setattr(decoding, "_jpeg_decoder", lambda: None)
+    settings = dict(settings)
+    exif = Image.Exif()
+    exif[0x0112] = settings.pop("orientation", 1)
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 130, 3), np.uint8)).convert(mode)
+    data = encode(noisy, "JPEG", exif=exif, **settings)
+    for reduction in (1, 2):
+        expected = np.array(EncodedImage(data, "a").image(reduction))
+        assert np.array_equal(EncodedImage(data, "a").pixels(reduction).numpy(), expected)
+
+
+def test_pixels_of_a_truncated_file():
+    data = encode(gradient(300, 300), "JPEG")
+    with pytest.raises(ImageError, match=r"^n01/cut.jpg cannot be decoded: .*truncated"):
+        EncodedImage(data[: len(data) // 2], "n01/cut.jpg").pixels()
 
 
 def test_bad_files_are_named():

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_images import ImageNetDataModule, Tiny, Written, draw, plain_sgd, trainer
 
 from datamodules.batches import ImageBatch
+from datamodules.image import Mixing
 from lit_models import ClassificationModule
 from lit_models.classification import ResNet, VisionTransformer
 from lit_models.classification.metrics import EvaluationScores
@@ -273,8 +274,10 @@ def test_what_cannot_be_is_refused(settings, message):
 
 def test_smoothed_targets_are_no_full_positives():
     module = ClassificationModule(Tiny, loss="binary_cross_entropy", binary_targets="above_zero", label_smoothing=0.0)
-    with pytest.raises(ValueError, match="set the label_smoothing of the data's mixing to 0"):
-        trainer().fit(module, datamodule=ImageNetDataModule([draw(2, mixed=True)]))
+    data = ImageNetDataModule([draw(2, mixed=True)])
+    data.mixing = Mixing(label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"set data\.mixing\.label_smoothing to 0"):
+        trainer().fit(module, datamodule=data)
 
 
 def test_data_without_classes_is_refused():
