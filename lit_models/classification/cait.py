@@ -57,6 +57,9 @@ class TalkingHeadsAttention(MultiHeadAttention):
         return self._mixed_weights(query, key)
 
     def _mixed_weights(self, query: Tensor, key: Tensor) -> Tensor:
+        if query.dtype == torch.float16:  # scores would pass its largest number, 65,504
+            with torch.autocast(query.device.type, enabled=False):
+                return self._mixed_weights(query.float(), key.float()).half()
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return mix_heads(mix_heads(scores, self.mix_scores).softmax(-1), self.mix_weights)
 
@@ -64,7 +67,8 @@ class TalkingHeadsAttention(MultiHeadAttention):
 def mix_heads(scores: Tensor, linear: nn.Linear) -> Tensor:
     """Apply a linear layer over the heads of (batch, heads, queries, keys), in place of two copies with heads last."""
     batch, heads = scores.shape[:2]
-    weight, bias = linear.weight.expand(batch, -1, -1), linear.bias[:, None].expand(batch, heads, 1)
+    weight = linear.weight.to(scores.dtype).expand(batch, -1, -1)
+    bias = linear.bias.to(scores.dtype)[:, None].expand(batch, heads, 1)
     return torch.baddbmm(bias, weight, scores.flatten(2)).view_as(scores)
 
 

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,8 +16,14 @@ class HeadLogits(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """What the network predicts: the mean of its heads' logits (the released DeiT; its paper adds softmaxes)."""
-        return self.classes if self.distillation is None else (self.classes + self.distillation) / 2
+        """What the network predicts: the mean of its heads' logits (the released DeiT; its paper adds softmaxes).
+
+        The mean of two is taken in float32 at least: in bfloat16 it would tie classes.
+        """
+        if self.distillation is None:
+            return self.classes
+        dtype = torch.promote_types(self.classes.dtype, torch.float32)
+        return (self.classes.to(dtype) + self.distillation.to(dtype)) / 2
 
 
 class Classifier(nn.Module):

@@ -53,7 +53,9 @@ class ResNet(Classifier):
         ValueError: If ``depth`` is not 6n + 2, or a number is too small.
     """
 
-    def __init__(self, num_classes: int, *, depth: int = 20, width: int = 16, stages: int = 3, stem_stride: int = 1) -> None:
+    def __init__(
+        self, num_classes: int, *, depth: int = 20, width: int = 16, stages: int = 3, stem_stride: int = 1
+    ) -> None:
         super().__init__()
         check_at_least("width", width, 1)
         check_at_least("stages", stages, 1)

@@ -1,10 +1,12 @@
 """CaiT: talking heads, class attention, its initialisation and its protocol."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
 
-from lit_models.classification.cait import SIZES, CaiT
+from lit_models.classification.cait import SIZES, CaiT, TalkingHeadsAttention
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2.0}
 
@@ -169,3 +171,18 @@ def test_impossible_settings_are_refused(changes, message):
 def test_unknown_size():
     with pytest.raises(ValueError, match="no CaiT of size 'tiny'; there are xxs24"):
         CaiT.of_size("tiny", 10)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_row_15_scores_beyond_half_precision_do_not_overflow(autocast):
+    torch.manual_seed(0)
+    attention = TalkingHeadsAttention(32, 2)
+    query, key = (240 * torch.randn(1, 2, 7, 16).half() for _ in range(2))
+    assert (query.double() @ key.double().transpose(-1, -2) / 4).abs().max() > 65504, "or nothing is tested"
+    expected = copy.deepcopy(attention).double()._mixed_weights(query.double(), key.double())
+    attention = attention if autocast else attention.half()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = attention._mixed_weights(query, key)
+    assert found.dtype == torch.float16
+    # The softmax of such scores is 0 or 1: what is left is the rounding of the second mixing's weights and sums.
+    torch.testing.assert_close(found.double(), expected, atol=2**-10, rtol=2**-10)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from kernels import flash_attention
 from lit_models.layers import (
     MultiHeadAttention,
     PatchEmbedding,
@@ -133,3 +134,13 @@ def test_normed_queries_and_keys(qkv_bias):
     torch.testing.assert_close(attention(input[:, :2], input), expected[:, :2])
     torch.testing.assert_close(attention.weights(input), weights)
     assert (attention.query_key_value.bias is not None) == qkv_bias
+
+
+def test_row_15_attention_in_half_precision_does_not_overflow():
+    torch.manual_seed(0)
+    query, key, value = (60 * torch.randn(1, 1, 9, 64).half() for _ in range(3))
+    scores = query.double() @ key.double().transpose(-1, -2)
+    assert scores.abs().max() > 65504, "or nothing is tested"
+    expected = (scores / 8).softmax(-1) @ value.double()
+    # The largest weight is 1 but for rounding: what is left is that of the values.
+    torch.testing.assert_close(flash_attention(query, key, value).double(), expected, rtol=2**-10, atol=2**-10)
