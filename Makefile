@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow gpu lint format clean
+.PHONY: help install train train-images test test-slow gpu lint format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: $(STAMP)  ## Train the default translator on the built-in corpus (3 minutes on 2 CPU cores)
 	$(BIN)/python -m experiments fit -c experiments/configs/translation/synthetic.yaml
+
+train-images: $(STAMP)  ## Train the default image classifier on the built-in corpus (4 minutes on 2 CPU cores)
+	$(BIN)/python -m experiments fit -c experiments/configs/classification/synthetic.yaml
 
 test: $(STAMP)  ## Run the test suite
 	$(BIN)/python -m pytest
