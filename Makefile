@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)  ## Train the default translator on the built-in corpus (3 minutes on 2 CPU cores)
 	$(BIN)/python -m experiments fit -c experiments/configs/translation/synthetic.yaml
 
-train-images: $(STAMP)  ## Train the default image classifier on the built-in corpus (5 minutes on 2 CPU cores)
+train-images: $(STAMP)  ## Train the default image classifier on the built-in corpus (4 minutes on 2 CPU cores)
 	$(BIN)/python -m experiments fit -c experiments/configs/classification/synthetic.yaml
 
 test: $(STAMP)  ## Run the test suite
