@@ -65,6 +65,17 @@ def read_checkpoint(path: Path, harmless: Sequence[type] = ()) -> dict[str, Any]
     return dict(checkpoint)
 
 
+def write_entry(checkpoint: dict[str, Any], entry: Mapping[str, Any]) -> None:
+    """Put what using a network needs under the project's key, in plain values.
+
+    Lightning's own ``hyper_parameters`` key would override a user's config without a word when the checkpoint is given
+    on the command line: it is taken out, and settings are kept in the entry and compared instead.
+    """
+    checkpoint.pop("hyper_parameters", None)
+    checkpoint.pop("hparams_name", None)
+    checkpoint[CHECKPOINT_KEY] = dict(entry)
+
+
 def entry_of(checkpoint: Mapping[str, Any], task: str, path: Path) -> Mapping[str, Any]:
     """Return the project's own entry of a checkpoint.
 

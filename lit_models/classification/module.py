@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batches import ImageBatch
-from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain
+from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain, write_entry
 from lit_models.checks import check_at_least, check_probability
 from lit_models.classification.checkpoint import describe_network, start_from
 from lit_models.classification.distillation import DistillationConfig, distillation_loss
@@ -277,18 +277,13 @@ class ClassificationModule(pl.LightningModule):
             print(f"{name}/loss {scores['loss']:.4f} nats per image, {shares}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what using the network needs, in plain values.
-
-        Lightning's own ``hyper_parameters`` key would override a user's config without a word when the checkpoint is
-        given on the command line, so the settings are kept under the project's key and compared instead.
-        """
-        checkpoint.pop("hyper_parameters", None)
-        checkpoint.pop("hparams_name", None)
-        checkpoint[CHECKPOINT_KEY] = {
+        """Add what using the network needs."""
+        entry = {
             **describe_network(self._built),
             "settings": {**plain(dict(self.hparams)), "images_per_step": self.images_per_step},
             "images_seen": self.images_seen,
         }
+        write_entry(checkpoint, entry)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose settings differ where it would silently win over the config, or not fit at all.

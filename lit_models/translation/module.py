@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batches import BOS_ID, EOS_ID, PAD_ID, TranslationBatch
-from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain
+from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain, write_entry
 from lit_models.checks import check_at_least, check_probability
 from lit_models.optimization import InverseSquareRoot, Schedule, StepTotals
 from lit_models.translation.checkpoint import describe_network
@@ -185,18 +185,13 @@ class TranslationModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what using the network needs, in plain values.
-
-        Lightning's own ``hyper_parameters`` key would override a user's config without a word when the checkpoint is
-        given on the command line, so the settings are kept under the project's key and compared instead.
-        """
-        checkpoint.pop("hyper_parameters", None)
-        checkpoint.pop("hparams_name", None)
-        checkpoint[CHECKPOINT_KEY] = {
+        """Add what using the network needs."""
+        entry = {
             **describe_network(self._built),
             "settings": plain(dict(self.hparams)),
             "tokens_seen": self.tokens_seen,
         }
+        write_entry(checkpoint, entry)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose settings differ where it would silently win over the config, or not fit at all.
