@@ -9,6 +9,7 @@ from kernels.dropout import dropout
 from kernels.flash_attention.op import attention_weights, flash_attention, flash_attention_varlen
 from kernels.layer_norm.op import add_layer_norm, layer_norm, rms_norm
 from kernels.linear_cross_entropy.op import linear_cross_entropy
+from kernels.window_attention.op import window_attention
 
 __all__ = [
     "add_layer_norm",
@@ -20,4 +21,5 @@ __all__ = [
     "linear_cross_entropy",
     "rms_norm",
     "use_backend",
+    "window_attention",
 ]
