@@ -31,7 +31,7 @@ test-slow: $(STAMP)  ## Run the tests that take minutes each
 
 # Uses $(PYTHON) as it is: torch, triton, numpy, pytest and matplotlib are enough. Each part has a time limit; tests run
 # side by side, because most of their time goes to compiling.
-gpu:  ## On a GPU: kernel tests, then kernel benchmarks, in 8 minutes; installs nothing
+gpu:  ## On a GPU: kernel tests, then kernel benchmarks, in 9 minutes; installs nothing
 	@$(PYTHON) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu needs a CUDA GPU that torch sees")'
 	@status=0; \
 	ls tests/kernels/test_*.py | grep -v -e compile_only -e properties -e attention_op | \
@@ -41,6 +41,7 @@ gpu:  ## On a GPU: kernel tests, then kernel benchmarks, in 8 minutes; installs 
 	timeout --signal=INT 150 $(PYTHON) -m experiments bench attention --seconds 110 --record --plot || status=1; \
 	timeout --signal=INT 45 $(PYTHON) -m experiments bench layer_norm --seconds 30 --record --plot || status=1; \
 	timeout --signal=INT 50 $(PYTHON) -m experiments bench linear_cross_entropy --seconds 30 --record --plot || status=1; \
+	timeout --signal=INT 60 $(PYTHON) -m experiments bench window_attention --seconds 40 --record --plot || status=1; \
 	exit $$status
 
 lint: $(STAMP)  ## Check format, style and types

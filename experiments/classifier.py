@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ class ImageClassifier:
     independent: bool = False
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto", **changes: Any) -> "ImageClassifier":
+    def load(
+        cls, path: Path, device: str = "auto", public: Mapping[str, Any] | None = None, **changes: Any
+    ) -> "ImageClassifier":
         """Load a checkpoint file of this project, or public weights.
 
         Of public weights, what was loaded and what was not is printed on standard error.
@@ -96,14 +99,20 @@ class ImageClassifier:
         Args:
             path: The file.
             device: ``auto``, ``cpu`` or ``cuda``.
+            public: Arguments of ``load_pretrained`` for public weights; None leaves them.
             changes: Fields of the checkpoint's preprocessing to replace; None leaves them.
 
         Raises:
-            UsageError: There is no such device, or the checkpoint is of another task.
+            UsageError: There is no such device, the checkpoint is of another task, or ``public`` is given for one of
+                this project.
             ValueError: The file cannot be read, or the network has no classes.
         """
         target, task = choose_device(device), checkpoint_task(path)
         changes = {name: value for name, value in changes.items() if value is not None}
+        public = {name: value for name, value in (public or {}).items() if value is not None}
+        if task and public:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in public)
+            raise UsageError(f'{options}: for public weights alone, and "{path}" is a checkpoint of this project')
         if task not in (None, "classification"):
             command = COMMAND_OF.get(task or "")
             use = f"; use: python -m experiments {command} --checkpoint {path}" if command else ""
@@ -116,10 +125,10 @@ class ImageClassifier:
             if "image_size" in changes:
                 network.set_input_size(changes["image_size"])
         else:
-            public = load_pretrained(path, image_size=changes.get("image_size"))
-            print(public.report(), file=sys.stderr)
-            network, settings = public.network, public.preprocessing
-            names = public.class_names or [f"class {number}" for number in range(network.num_classes)]
+            found = load_pretrained(path, image_size=changes.get("image_size"), **public)
+            print(found.report(), file=sys.stderr)
+            network, settings = found.network, found.preprocessing
+            names = found.class_names or [f"class {number}" for number in range(network.num_classes)]
         if not network.num_classes:
             raise ValueError(f"{path}: the network has no head, so there are no classes to tell apart")
         if not isinstance(settings.get("image_size", 0), int):

@@ -41,6 +41,10 @@ def build_parser() -> CommandParser:
     add("--json", action="store_true", help="one JSON object for each image")
     add("--output", help="file to write, complete or not at all; standard output if not given")
     add_preprocessing_options(parser)
+    add("--window-size", type=int, metavar="PATCHES",
+        help="side of public Swin weights' windows: V1's are resized, V2's told where the file is silent")  # fmt: skip
+    add("--head-rows", metavar="FILE",
+        help="rows of the head of public weights to keep, such as Microsoft's map22kto1k.txt")  # fmt: skip
     add("--batch-size", type=int, default=32, metavar="N", help="images that go through the network together")
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     return parser
@@ -57,6 +61,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: it must be at least 1")
     if options.images.count("-") > 1:
         raise UsageError("- is given twice; standard input can be read once")
+    if options.window_size is not None and options.window_size < 1:
+        raise UsageError(f"--window-size {options.window_size}: it must be at least 1")
     check_preprocessing_options(options)
 
 
@@ -153,7 +159,8 @@ def _command(argv: list[str]) -> None:
     check_options(options)
     path = find_weights(options.checkpoint)
     changes = {name: getattr(options, name) for name in ("image_size", "crop", "crop_mode")}
-    classifier = ImageClassifier.load(path, options.device, **changes)
+    public = {name: getattr(options, name) for name in ("window_size", "head_rows")}
+    classifier = ImageClassifier.load(path, options.device, public, **changes)
     failures, classified = Failures(), 0
     with open_output(options.output) as output:
         for result in classify(classifier, options, failures):

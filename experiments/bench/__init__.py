@@ -13,6 +13,10 @@ BENCHMARKS = {
     "image_mixing": ("experiments.bench.image_mixing", "mixup, cutmix and erasing of batches against timm"),
     "run": ("experiments.bench.run", "the result of a training: its scores, minutes, commit and hardware as a row"),
     "attention": ("experiments.bench.attention", "attention kernels, forward and backward, against other libraries"),
+    "window_attention": (
+        "experiments.bench.window_attention",
+        "Swin's shifted windows against eager, SDPA and compiled",
+    ),
     "layer_norm": ("experiments.bench.layer_norm", "layer-norm kernels against other libraries and a copy"),
     "linear_cross_entropy": ("experiments.bench.linear_cross_entropy", "projection and loss: time and peak memory"),
     "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),

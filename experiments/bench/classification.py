@@ -1,8 +1,9 @@
-"""A training step or a forward pass of image classifiers beside timm's, from the same weights and in one run.
+"""A training step, its backward or a forward pass of image classifiers beside timm's, from equal weights in one run.
 
 A step is the forward, the loss of soft targets, the backward and a fused AdamW step, with stochastic depth as DeiT is
 trained; weights are float32, and bfloat16 is autocast. timm's network is made first, ours is loaded from its state
-dict, and the logits of both must agree before anything is timed. On a GPU the time is that of its events.
+dict, and the logits of both must agree before anything is timed. On a GPU the time is that of its events, and the peak
+memory of a step is given: beside weights and optimiser, and for a backward alone beside what its forward kept.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments import quiet
+from experiments.bench.kernel_case import keep_buffers
 from experiments.bench.record import record
 from experiments.bench.side_by_side import Times, add_options, compare, positive, print_rows, take_turns
 from experiments.command import CommandParser, run
@@ -40,11 +42,13 @@ class Peer:
         model: timm's name.
         settings: Arguments of timm's constructor beside stochastic depth, for another size than the name's.
         drop_path: Stochastic depth.
+        image_size: Height and width of the images, for a network that takes any.
     """
 
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
     drop_path: float = 0.1
+    image_size: int = 224
 
 
 NETWORKS = {
@@ -55,6 +59,8 @@ NETWORKS = {
     "deit3_small": Peer("deit3_small_patch16_224", drop_path=0.05),
     "cait_xxs24": Peer("cait_xxs24_224", drop_path=0.05),
     "cait_s24": Peer("cait_s24_224"),
+    "swin_tiny": Peer("swin_tiny_patch4_window7_224", drop_path=0.2),
+    "swinv2_tiny": Peer("swinv2_tiny_window8_256", drop_path=0.2, image_size=256),
 }
 
 
@@ -93,6 +99,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--steps", type=positive, default=1, help="steps in a round")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--train", dest="part", action="store_const", const="train", default="train", help="the default")
+    what.add_argument("--backward", dest="part", action="store_const", const="backward", help="a step's backward alone")
     what.add_argument("--eval", dest="part", action="store_const", const="eval", help="the forward pass alone")
     add_options(parser, rounds=9)
     return parser
@@ -102,9 +109,10 @@ def _compare(
     name: str, dtype: str, options: argparse.Namespace, providers: tuple[str, ...], device: torch.device
 ) -> list[dict[str, Any]]:
     """Check that both networks agree, time them, and return a row for each provider."""
-    theirs, ours = make_pair(NETWORKS[name])
+    peer = NETWORKS[name]
+    theirs, ours = make_pair(peer)
     networks = {"timm": theirs.to(device), "heddle": ours.to(device)}
-    height, width = ours.image_size or (224, 224)
+    height, width = ours.image_size or (peer.image_size, peer.image_size)
     images = torch.randn(options.batch_size, 3, height, width, device=device)
     difference = logits_difference(theirs, ours, images, DTYPES[dtype])
     if not difference <= AGREEMENT[dtype]:
@@ -173,10 +181,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def make_step(
     networks: dict[str, nn.Module], provider: str, part: str, dtype: torch.dtype, images: Tensor, targets: Tensor
 ) -> Callable[[], None]:
-    """Return a training step or a forward pass of one provider."""
-    source, _, compiled = provider.partition("-")
-    network = networks[source].train(part == "train")
-    forward = torch.compile(network) if compiled else network
+    """Return a training step ("train"), its backward ("backward") or a forward pass ("eval") of one provider."""
+    source, _, is_compiled = provider.partition("-")
+    network = networks[source].train(part != "eval")
+    if is_compiled and part == "backward":
+        keep_buffers()
+    forward = torch.compile(network) if is_compiled else network
 
     @torch.inference_mode()
     def evaluate() -> None:
@@ -188,22 +198,31 @@ def make_step(
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, weight_decay=0.05, fused=True)
     labels = targets.argmax(1)
 
-    def train() -> None:
+    def loss() -> Tensor:
         with autocast(images.device, dtype):
             logits = forward(images)
             if source == "heddle":
-                loss = classification_loss(logits, labels, targets) / len(images)
-            else:
-                loss = torch.sum(-targets * functional.log_softmax(logits, dim=-1), dim=-1).mean()
-        loss.backward()
+                return classification_loss(logits, labels, targets) / len(images)
+            return torch.sum(-targets * functional.log_softmax(logits, dim=-1), dim=-1).mean()
+
+    def train() -> None:
+        loss().backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return train
+    if part == "train":
+        return train
+    kept = loss()
+
+    def backward() -> None:
+        kept.backward(retain_graph=True)
+        optimizer.zero_grad()
+
+    return backward
 
 
 def step_peak(step: Callable[[], None], device: torch.device) -> int | str:
-    """Return the megabytes of GPU memory that a step takes at most beside weights and optimizer; empty on a CPU."""
+    """Return the megabytes of GPU memory that a step takes at most beside what is there; empty on a CPU."""
     if device.type != "cuda":
         return ""
     torch.cuda.reset_peak_memory_stats(device)

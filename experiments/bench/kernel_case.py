@@ -107,10 +107,15 @@ Provider = Callable[[Any, Inputs], Built]
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function compiled for one shape; its backward may run several times over one forward."""
+    keep_buffers()
+    return torch.compile(function, dynamic=False)
+
+
+def keep_buffers() -> None:
+    """Let what is compiled from now on run several backwards over one forward, whose buffers they would overwrite."""
     import torch._functorch.config
 
-    torch._functorch.config.donated_buffer = False  # else its backward overwrites what a second one needs
-    return torch.compile(function, dynamic=False)
+    torch._functorch.config.donated_buffer = False
 
 
 def bind(provider: Provider, case: Case, inputs: Inputs) -> tuple[Call, Built]:

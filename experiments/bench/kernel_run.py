@@ -40,6 +40,7 @@ from experiments.bench.kernel_timing import (
     sets_to_rotate,
 )
 from experiments.bench.record import RESULTS, append, check_columns
+from experiments.bench.side_by_side import positive
 from experiments.command import CommandParser
 from experiments.errors import UsageError, near_miss
 
@@ -98,7 +99,8 @@ class Session:
     def _chosen_providers(self) -> Mapping[str, Provider]:
         every = self.benchmark.providers
         if self.options.providers == "all":
-            return dict(every) if self.on_gpu else {**every, "compile": _compile_on_cpu}
+            on_cpu = {name: _compile_on_cpu for name in every if name.startswith("compile")}
+            return dict(every) if self.on_gpu else {**every, **on_cpu}
         return {name: every[name] for name in _words("--providers", self.options.providers, every)}
 
     @property
@@ -124,12 +126,15 @@ class Session:
         return in_turns(cases if self.on_gpu else list(dict.fromkeys(case.shrunk() for case in cases)))
 
 
-def parse(benchmark: Benchmark, argv: list[str], **flags: str) -> argparse.Namespace:
+def parse(
+    benchmark: Benchmark, argv: list[str], numbers: Mapping[str, str] | None = None, **flags: str
+) -> argparse.Namespace:
     """Parse the command line of a benchmark.
 
     Args:
         benchmark: Whose shapes and providers may be named.
         argv: The words after its name.
+        numbers: Further options with a whole number of 1 or more, None if not given, and what ``--help`` says of each.
         flags: Further options without a value, and what ``--help`` says of each.
 
     Raises:
@@ -149,6 +154,8 @@ def parse(benchmark: Benchmark, argv: list[str], **flags: str) -> argparse.Names
     parser.add_argument(
         "--plot", nargs="?", const=picture, help="draw a PNG; in experiments/results if no file is named"
     )
+    for name, description in (numbers or {}).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=positive, help=description)
     for name, description in flags.items():
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=description)
     options = parser.parse_args(argv)

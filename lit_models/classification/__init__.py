@@ -1,4 +1,4 @@
-"""Image classification: ViT, DeiT, CaiT and the ConvNets that teach them."""
+"""Image classification: ViT, DeiT, CaiT, Swin and the ConvNets that teach them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lit_models.classification.module import ClassificationModule
     from lit_models.classification.network import Classifier, HeadLogits
     from lit_models.classification.resnet import ResNet
+    from lit_models.classification.swin import SwinTransformer
     from lit_models.classification.vit import VisionTransformer
 
 _MODULE_OF = {
@@ -16,9 +17,18 @@ _MODULE_OF = {
     "Classifier": "network",
     "HeadLogits": "network",
     "ResNet": "resnet",
+    "SwinTransformer": "swin",
     "VisionTransformer": "vit",
 }
-__all__ = ["CaiT", "ClassificationModule", "Classifier", "HeadLogits", "ResNet", "VisionTransformer"]
+__all__ = [
+    "CaiT",
+    "ClassificationModule",
+    "Classifier",
+    "HeadLogits",
+    "ResNet",
+    "SwinTransformer",
+    "VisionTransformer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What ViT and CaiT are both made of: the pre-norm layer, and the frame of a network that reads patches."""
+"""What the Transformers are made of: the pre-norm layer, and the frames of the networks that read patches."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,6 @@ from lit_models.classification.network import Classifier
 from lit_models.layers import (
     FeedForward,
     LayerNorm,
-    MultiHeadAttention,
     PatchEmbedding,
     ResidualLayerNorm,
     resize_positions,
@@ -31,7 +30,7 @@ class TransformerLayer(nn.Module):
     sublayers, as in the state dicts of all public ViTs.
 
     Args:
-        attention: The attention sublayer.
+        attention: The attention sublayer, of tokens or of maps.
         dim: Width.
         hidden_dim: Width inside the feed-forward network.
         layer_scale: Initial LayerScale of both branches; None for none.
@@ -40,9 +39,11 @@ class TransformerLayer(nn.Module):
         norm_eps: Added to the variance in the norms.
     """
 
+    attention: Any
+
     def __init__(
         self,
-        attention: MultiHeadAttention,
+        attention: nn.Module,
         dim: int,
         hidden_dim: int,
         *,
@@ -64,12 +65,13 @@ class TransformerLayer(nn.Module):
         """Advance the residual stream by one layer.
 
         Args:
-            branch: (batch, tokens, dim), what the layer before adds to the stream; None before the first layer.
-            residual: (batch, tokens, dim).
+            branch: (batch, tokens, dim) or a map (batch, rows, columns, dim), what the layer before adds to the stream;
+                None before the first layer.
+            residual: Shaped likewise.
             queries: Compute only the first so many tokens: all that a head reads of the last layer.
 
         Returns:
-            The next ``(branch, residual)``, (batch, queries or tokens, dim) each.
+            The next ``(branch, residual)``, shaped likewise, or (batch, queries, dim) each.
         """
         input, residual = self.attention_norm(branch, residual)
         if queries is None:
@@ -88,8 +90,8 @@ class TransformerLayer(nn.Module):
         return scale_branch(branch, layer_scale, self.drop_path if self.training else 0.0)
 
 
-class PatchClassifier(Classifier):
-    """A classifier of image patches: what ViT and CaiT have in common.
+class TransformerClassifier(Classifier):
+    """A classifier made of Transformer layers: what all of them have in common.
 
     Args:
         num_classes: Classes of the head; 0 for none.
@@ -97,29 +99,19 @@ class PatchClassifier(Classifier):
 
     Attributes:
         grad_checkpointing: Keep only each layer's input for the backward pass and compute the rest again.
-        prefix_tokens: Tokens before the patches in the features.
     """
 
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]]
-    positions: nn.Parameter
-    layers: nn.ModuleList
     head: nn.Module
-    prefix_tokens: int
-    # How many of the prefix tokens have entries in ``positions``.
-    prefix_positions: int
 
     def __init__(self, num_classes: int, settings: Mapping[str, Any]) -> None:
         super().__init__()
         self.settings = dict(settings)
-        for name in ("dim", "depth", "num_heads"):
-            check_at_least(name, settings[name], 1)
+        check_at_least("dim", settings["dim"], 1)
         for name in ("dropout", "attention_dropout"):
             check_probability(name, settings[name])
-        self.num_features = settings["dim"]
         self.dropout = settings["dropout"]
         self.grad_checkpointing = False
-        self.patch_embedding = PatchEmbedding(settings["image_size"], settings["patch_size"], settings["dim"])
-        self.image_size = self.patch_embedding.image_size
 
     @classmethod
     def of_size(cls, name: str, num_classes: int, **overrides: Any) -> Self:
@@ -137,6 +129,69 @@ class PatchClassifier(Classifier):
             raise ValueError(f"there is no {cls.__name__} of size {name!r}; there are {', '.join(cls.sizes)}")
         return cls(num_classes, **{**cls.sizes[name], **overrides})
 
+    def drop(self, tokens: Tensor) -> Tensor:
+        """Apply the network's dropout in training."""
+        return dropout(tokens, self.dropout if self.training else 0.0)
+
+    def add(self, branch: Tensor | None, residual: Tensor) -> Tensor:
+        """Add the last branch to the residual stream where no norm follows."""
+        return residual if branch is None else self.drop(branch) + residual
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw the weights as DeiT and Swin do: N(0, 0.02²) for linear layers, zero biases.
+
+        The bounds ±2 of their truncated normal are absolute, a hundred deviations away. Norms start as the identity;
+        the patch embedding keeps PyTorch's initialisation of a convolution.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialize_linear(module)
+            elif isinstance(module, LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """Return a freshly initialised head where the network lies; for 0 classes one that passes its input on."""
+        if num_classes == 0:
+            return nn.Identity()
+        like = next(self.parameters())
+        head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+        initialize_linear(head)
+        return head
+
+    def run_layer(self, layer: nn.Module, *inputs: Any) -> Any:
+        """Run a layer, checkpointed where that is switched on."""
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+
+class PatchClassifier(TransformerClassifier):
+    """A classifier of a sequence of image patches: what ViT and CaiT have in common.
+
+    Args:
+        num_classes: Classes of the head; 0 for none.
+        settings: The constructor's other arguments.
+
+    Attributes:
+        prefix_tokens: Tokens before the patches in the features.
+    """
+
+    positions: nn.Parameter
+    layers: nn.ModuleList
+    prefix_tokens: int
+    # How many of the prefix tokens have entries in ``positions``.
+    prefix_positions: int
+
+    def __init__(self, num_classes: int, settings: Mapping[str, Any]) -> None:
+        super().__init__(num_classes, settings)
+        for name in ("depth", "num_heads"):
+            check_at_least(name, settings[name], 1)
+        self.num_features = settings["dim"]
+        self.patch_embedding = PatchEmbedding(settings["image_size"], settings["patch_size"], settings["dim"])
+        self.image_size = self.patch_embedding.image_size
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
@@ -150,14 +205,6 @@ class PatchClassifier(Classifier):
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Return what enters the first layer, (batch, tokens, dim), of images (batch, 3, height, width)."""
-
-    def drop(self, tokens: Tensor) -> Tensor:
-        """Apply the network's dropout in training."""
-        return dropout(tokens, self.dropout if self.training else 0.0)
-
-    def add(self, branch: Tensor | None, residual: Tensor) -> Tensor:
-        """Add the last branch to the residual stream where no norm follows."""
-        return residual if branch is None else self.drop(branch) + residual
 
     def forward_intermediates(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Return the patches after some layers, before any norm, as maps (batch, dim, rows, columns).
@@ -205,29 +252,11 @@ class PatchClassifier(Classifier):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Draw the weights as DeiT does: N(0, 0.02²) for linear layers, tokens and positions, zero biases.
-
-        The bounds ±2 of its truncated normal are absolute, a hundred deviations away. Norms start as the identity; the
-        patch embedding keeps PyTorch's initialisation of a convolution.
-        """
+        """Draw tokens and positions as well, from N(0, 0.02²)."""
         for name, parameter in self.named_parameters(recurse=False):
             if name == "positions" or name.endswith(("_token", "_tokens")):
                 nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialize_linear(module)
-            elif isinstance(module, LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-
-    def new_head(self, num_classes: int) -> nn.Module:
-        """Return a freshly initialised head where the network lies; for 0 classes one that passes its input on."""
-        if num_classes == 0:
-            return nn.Identity()
-        like = self.positions
-        head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-        initialize_linear(head)
-        return head
+        super().initialize()
 
     def set_input_size(self, image_size: Size) -> None:
         """Take images of another size from now on: the positions are resampled for the new grid of patches.
@@ -266,12 +295,6 @@ class PatchClassifier(Classifier):
         """Lay the patches of (batch, tokens, dim) out as (batch, dim, rows, columns)."""
         patches = features[:, features.shape[1] - self.grid[0] * self.grid[1] :]
         return patches.transpose(1, 2).unflatten(2, self.grid)
-
-    def run_layer(self, layer: nn.Module, *inputs: Any) -> Any:
-        """Run a layer, checkpointed where that is switched on."""
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
 
 
 def initialize_linear(linear: nn.Linear) -> None:

@@ -21,7 +21,7 @@ from lit_models.classification.network import Classifier
 DATA_KEY = "ImageNetDataModule"
 PREPROCESSING_KEYS = ("image_size", "crop", "crop_mode", "interpolation", "mean", "std")
 # Settings that change how a network is trained or how large its images are, but not what its weights mean.
-_FREE = ("image_size", "drop_path", "drop_path_mode", "dropout", "attention_dropout", "layer_scale")
+_FREE = ("image_size", "drop_path", "drop_path_mode", "dropout", "attention_dropout", "layer_scale", "padding")
 
 
 class LoadedClassifier(NamedTuple):
@@ -99,14 +99,16 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     return LoadedClassifier(network.to(map_location).eval(), list(data["class_names"]), preprocessing, checkpoint)
 
 
-def load_source(path: str, key: str, like: Classifier | None = None) -> Source:
+def load_source(path: str, key: str, like: Classifier | None = None, head_rows: str | None = None) -> Source:
     """Load a classifier of this project or a public checkpoint.
 
     Args:
         path: The file, or a directory of the Hugging Face Hub.
         key: The setting that named it, for messages.
         like: A network that public weights shall fit: positions are resized for its images by the source's own rule,
-            a head for other classes is fresh, and it knows the number of attention heads, which few files tell.
+            those of a Swin for its windows, a head for other classes is fresh, and it knows the number of attention
+            heads and the windows of a Swin V2, which few files tell.
+        head_rows: Rows of a public checkpoint's head, see :func:`lit_models.pretrained.load_pretrained`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -115,6 +117,8 @@ def load_source(path: str, key: str, like: Classifier | None = None) -> Source:
     if not Path(path).exists():
         raise FileNotFoundError(f'{key}: there is no file "{path}"')
     if _is_ours(Path(path)):
+        if head_rows is not None:
+            raise ValueError(f'head_rows is for public checkpoints, and {key} "{path}" is one of this project')
         loaded = load_checkpoint(path)
         report = f"{path}: {type(loaded.network).__name__}, {loaded.network.num_classes} classes"
         return Source(loaded.network, loaded.class_names, loaded.preprocessing, True, report)
@@ -123,9 +127,14 @@ def load_source(path: str, key: str, like: Classifier | None = None) -> Source:
     wanted: dict[str, Any] = {}
     if like is not None:
         wanted = {"num_classes": like.num_classes, "image_size": like.image_size}
-        wanted["num_heads"] = like.settings.get("num_heads")
-    found = load_pretrained(path, **wanted)
-    told = f"\n  note: {wanted['num_heads']} attention heads, as in the config" if wanted.get("num_heads") else ""
+        for name in ("num_heads", "window_size", "pretrained_window_size"):
+            wanted[name] = like.settings.get(name)
+    found = load_pretrained(path, head_rows=head_rows, **wanted)
+    told = (
+        f"\n  note: {wanted['num_heads']} attention heads, as in the config"
+        if isinstance(wanted.get("num_heads"), int)
+        else ""
+    )
     return Source(found.network, found.class_names, found.preprocessing, False, found.report() + told)
 
 
@@ -141,15 +150,17 @@ def same_classes(source: Source, class_names: list[str]) -> bool:
     return not known or source.class_names == class_names
 
 
-def start_from(network: Classifier, path: str, class_names: list[str]) -> list[str]:
+def start_from(network: Classifier, path: str, class_names: list[str], head_rows: str | None = None) -> list[str]:
     """Fill a network with the weights of a checkpoint, as fine-tuning begins.
 
-    Images of another size get resized position embeddings, other classes new heads.
+    Images of another size get resized position embeddings, other windows of a Swin resized tables, other classes new
+    heads.
 
     Args:
         network: The network of the config, for ``class_names``.
         path: A checkpoint of this project or a public one.
         class_names: The data's classes.
+        head_rows: Rows of a public checkpoint's head, see :func:`lit_models.pretrained.load_pretrained`.
 
     Returns:
         What was done to the weights, in words.
@@ -158,16 +169,25 @@ def start_from(network: Classifier, path: str, class_names: list[str]) -> list[s
         FileNotFoundError: If there is no such file.
         ValueError: If it holds another network than the config describes.
     """
-    source = load_source(path, "init_from", network)
+    source = load_source(path, "init_from", network, head_rows)
     theirs, notices = source.network, [source.report]
     if type(theirs) is not type(network):
         raise ValueError(
             f'init_from: "{path}" holds a {type(theirs).__name__}, the network of the config is a '
             f"{type(network).__name__}"
         )
+    if source.ours and "window_size" in theirs.settings:
+        from lit_models.pretrained.swin_architecture import with_windows
+
+        theirs = with_windows(theirs, network.settings["window_size"])
     lines = difference(_fixed_settings(theirs), _fixed_settings(network), "network")
     if lines:
         raise ValueError(f'init_from: "{path}" is of another network than the config:\n  ' + "\n  ".join(lines))
+    paddings = theirs.settings.get("padding"), network.settings.get("padding")
+    if paddings[0] != paddings[1]:
+        notices.append(
+            f"padding: {paddings[0]} becomes {paddings[1]}, another result where windows do not divide a map"
+        )
     if not same_classes(source, class_names):
         notices.append(f"new head: {theirs.num_classes} classes become {network.num_classes}, or have other names")
         theirs.reset_classifier(network.num_classes)
@@ -185,7 +205,10 @@ def start_from(network: Classifier, path: str, class_names: list[str]) -> list[s
 def _fixed_settings(network: Classifier) -> dict[str, Any]:
     """Return the settings that two networks must share for their weights to mean the same; 16 is (16, 16)."""
     fixed = {key: value for key, value in plain(network.settings).items() if key not in _FREE}
-    return {key: value[0] if isinstance(value, list) and len({*value}) == 1 else value for key, value in fixed.items()}
+    return {
+        key: value[0] if isinstance(value, list) and value and value.count(value[0]) == len(value) else value
+        for key, value in fixed.items()
+    }
 
 
 def _is_ours(path: Path) -> bool:

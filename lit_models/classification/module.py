@@ -54,7 +54,9 @@ class ClassificationModule(pl.LightningModule):
         binary_reduction: Of the binary loss over the classes: ``mean`` (DeiT III) or ``sum`` (timm's ``--bce-sum``).
         distillation: Teacher and loss of distillation; null for none.
         init_from: Checkpoint to start from, of this project or a public one. Other classes get a new head, another
-            image size resized position embeddings.
+            image size resized position embeddings, another window_size of a Swin resized tables.
+        head_rows: File with the rows of a public checkpoint's head to keep, one for each class: ``map22kto1k.txt`` of
+            Microsoft's Swin for the 1,000 classes of ImageNet out of ImageNet-22k's; null for none.
         channels_last: Keep images and convolutions in channels-last memory.
         compile: Run the network through ``torch.compile``; names of weights stay as they are.
 
@@ -77,6 +79,7 @@ class ClassificationModule(pl.LightningModule):
         binary_reduction: BinaryReduction = "mean",
         distillation: DistillationConfig | None = None,
         init_from: str | None = None,
+        head_rows: str | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -99,7 +102,7 @@ class ClassificationModule(pl.LightningModule):
             binary_targets=binary_targets,
             binary_reduction=binary_reduction,
         )
-        self.distillation, self.init_from = distillation, init_from
+        self.distillation, self.init_from, self.head_rows = distillation, init_from, head_rows
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.compiles = compile
         self.network: Classifier | None = None
@@ -156,7 +159,7 @@ class ClassificationModule(pl.LightningModule):
     def _start(self) -> None:
         """Load ``init_from`` once, unless a checkpoint was restored, which Lightning does after configure_model."""
         if self.init_from is not None and not self._started:
-            for notice in start_from(self._built, self.init_from, self._datamodule.class_names):
+            for notice in start_from(self._built, self.init_from, self._datamodule.class_names, self.head_rows):
                 rank_zero_info(notice)
             if self.trainer.world_size > 1:  # DDP made the weights equal before; a new head is drawn in each process
                 for weight in self._built.state_dict().values():

@@ -11,6 +11,7 @@ from lit_models.classification.network import Classifier
 NETWORKS = {
     "CaiT": "lit_models.classification.cait",
     "ResNet": "lit_models.classification.resnet",
+    "SwinTransformer": "lit_models.classification.swin",
     "VisionTransformer": "lit_models.classification.vit",
 }
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from lit_models.layers.position import resize_positions
-from lit_models.pretrained.family import Architecture, Facts, Rule, Size, Weights
+from lit_models.pretrained.family import Architecture, Facts, Rule, Size, Wanted, Weights
 
 # Published networks whose heads are not 64 wide: ViT-H (80), ViT-g (88) and ViT-G (104).
 _SIXTEEN_HEADS = (1280, 1408, 1664)
@@ -31,7 +32,7 @@ def vit_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size | 
         ValueError: If shapes contradict each other, or do not say what must be known.
     """
     tensors = weights.tensors
-    dim, patch_size = _patch_embedding(weights)
+    dim, patch_size = patch_embedding(weights)
     registers = weights.shape("register_tokens", 3)[1] if "register_tokens" in tensors else 0
     prefix = registers + sum(name in tensors for name in ("class_token", "distillation_token"))
     grid, prefix_positions = _grid(
@@ -48,7 +49,7 @@ def vit_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size | 
         "dim": dim,
         "depth": _depth(weights, _LAYER),
         "num_heads": _num_heads(dim, facts.num_heads, head_dim),
-        "mlp_ratio": _mlp_ratio(weights, dim),
+        "mlp_ratio": mlp_ratio(weights, dim),
         "distilled": "distillation_token" in tensors,
         "class_token": class_token,
         "registers": registers,
@@ -67,7 +68,7 @@ def vit_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size | 
 
 def cait_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size | None) -> dict[str, Any]:
     """Return the arguments of ``CaiT`` at the resolution of the weights, see :func:`vit_settings`."""
-    dim, patch_size = _patch_embedding(weights)
+    dim, patch_size = patch_embedding(weights)
     grid, _ = _grid(weights, 0, [_over(size, patch_size) for size in (facts.image_size, image_size)])
     depth = _depth(weights, _LAYER)
     mixed = weights.shape("layers.0.attention.mix_scores.weight", 2)[0]
@@ -81,7 +82,7 @@ def cait_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size |
         "depth": depth,
         "class_depth": _depth(weights, _CLASS_LAYER),
         "num_heads": mixed,
-        "mlp_ratio": _mlp_ratio(weights, dim),
+        "mlp_ratio": mlp_ratio(weights, dim),
         "qkv_bias": "layers.0.attention.query_key_value.bias" in weights.tensors,
         "layer_scale": 1e-5 if depth <= 24 or dim == 192 else 1e-6,
         "norm_eps": rule.norm_eps if facts.norm_eps is None else facts.norm_eps,
@@ -89,8 +90,30 @@ def cait_settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size |
     }
 
 
-def resize(weights: Weights, old: Mapping[str, Any], new: Mapping[str, Any], rule: Rule) -> None:
-    """Resample the position table from the old settings' image size to the new settings', as the source does."""
+def complete(weights: Weights, facts: Facts, wanted: Wanted) -> Facts:
+    """Return the facts with the number of heads that a person gave, if any.
+
+    Raises:
+        ValueError: If the file says another, or windows are given.
+    """
+    heads = wanted.num_heads
+    if wanted.window_size is not None or wanted.pretrained_window_size is not None:
+        raise ValueError("window_size was given, but this network has no windows: it is for a Swin Transformer")
+    if heads is None:
+        return facts
+    if not isinstance(heads, int) or facts.num_heads not in (None, heads):
+        raise ValueError(f"num_heads {heads} was given, but the file says {facts.num_heads or 'one number'}")
+    return replace(facts, num_heads=heads)
+
+
+def change(weights: Weights, described: Mapping[str, Any], wanted: Wanted, rule: Rule) -> dict[str, Any]:
+    """Resample the position table from the described image size to the wanted one, as the source does."""
+    settings = dict(described) | ({} if wanted.image_size is None else {"image_size": wanted.image_size})
+    _resize(weights, described, settings, rule)
+    return settings
+
+
+def _resize(weights: Weights, old: Mapping[str, Any], new: Mapping[str, Any], rule: Rule) -> None:
     old_grid, new_grid = (_over(settings["image_size"], settings["patch_size"]) for settings in (old, new))
     if old_grid is None or new_grid is None or old_grid == new_grid:
         return
@@ -106,11 +129,12 @@ def resize(weights: Weights, old: Mapping[str, Any], new: Mapping[str, Any], rul
     weights.tensors["positions"] = torch.cat([table[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-VISION_TRANSFORMER = Architecture("VisionTransformer", vit_settings, resize, ("head.", "head_distillation."))
-CAIT = Architecture("CaiT", cait_settings, resize, ("head.",))
+VISION_TRANSFORMER = Architecture("VisionTransformer", complete, vit_settings, change, ("head.", "head_distillation."))
+CAIT = Architecture("CaiT", complete, cait_settings, change, ("head.",))
 
 
-def _patch_embedding(weights: Weights) -> tuple[int, Size]:
+def patch_embedding(weights: Weights) -> tuple[int, Size]:
+    """Return the width of a token and the (height, width) of a patch."""
     dim, channels, height, width = weights.shape("patch_embedding.weight", 4)
     if channels != 3:
         name = weights.origin["patch_embedding.weight"]
@@ -123,9 +147,9 @@ def _depth(weights: Weights, layer: re.Pattern[str]) -> int:
     return 1 + max(numbers, default=-1)
 
 
-def _mlp_ratio(weights: Weights, dim: int) -> float:
-    """Return the ratio of which the network makes exactly the width that the weights have."""
-    hidden = weights.shape("layers.0.feed_forward.expand.weight", 2)[0]
+def mlp_ratio(weights: Weights, dim: int, layer: str = "layers.0") -> float:
+    """Return the ratio of which the network makes exactly the width that the weights of a layer have."""
+    hidden = weights.shape(f"{layer}.feed_forward.expand.weight", 2)[0]
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else (hidden + 0.5) / dim
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lit_models.pretrained import google, huggingface, timm, torchvision
+from lit_models.pretrained import google, huggingface, swin_huggingface, swin_timm, timm, torchvision
 from lit_models.pretrained.family import Checkpoint, Family
 from lit_models.pretrained.reading import without_wrapper
 
@@ -14,11 +14,17 @@ FAMILIES: tuple[Family, ...] = (
     huggingface.HUGGING_FACE,
     torchvision.TORCHVISION,
     google.GOOGLE,
+    swin_timm.SWIN_FAMILY,
+    swin_huggingface.SWIN_HUGGING_FACE,
+    torchvision.SWIN_TORCHVISION,
 )
 
 # The first pattern that a name of a weight matches says what a file is; the telling ones come first.
 _LOOKS_LIKE = (
-    (r"relative_position_bias_table|relative_coords_table|layers\.\d+\.downsample\.reduction", "a Swin Transformer"),
+    (
+        r"relative_position_bias_table|relative_coords_table|layers\.\d+\.downsample\.reduction",
+        "a Swin Transformer of a layout or kind that is not read",
+    ),
     (r"downsample_layers\.|dwconv|conv_dw\.|convnext", "a ConvNeXt"),
     (r"class_embed\.|bbox_embed\.|class_labels_classifier|query_position_embeddings|query_embed\.", "a DETR"),
     (r"final_logits_bias|encoder\.embed_tokens\.", "a Marian or another translation model"),

@@ -4,13 +4,15 @@ A new family is a file beside this one with a :class:`Family`, and a line in ``f
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 Size = tuple[int, int]
+Windows = int | Sequence[int | Sequence[int]]
+"""Windows of a Swin: one side for all stages, or one side or (rows, columns) for each."""
 REPRESENTATION = "representation"
 """Our name of a layer between the features and the head, which some checkpoints have and no network here."""
 CropMode = Literal["center", "squash"]
@@ -62,6 +64,8 @@ class Rule:
         position_antialias: Whether a position table is resized with an antialiased filter.
         position_mode: Interpolation of a position table.
         position_corners: Whether the corners of the old and the new table coincide.
+        large_crop_mode: What takes the place of ``crop_mode`` from 384 pixels on, if anything.
+        padding: Of a Swin, how the source treats maps that its windows do not divide.
     """
 
     norm_eps: float
@@ -73,6 +77,25 @@ class Rule:
     position_antialias: bool
     position_mode: Interpolation = "bicubic"
     position_corners: bool = False
+    large_crop_mode: CropMode | None = None
+    padding: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a person asks for, or tells of a file that is silent; None leaves it to the file.
+
+    Attributes:
+        image_size: (height, width) of the images to come.
+        num_heads: Attention heads of the checkpoint; of a Swin, of each stage.
+        window_size: Windows of a Swin.
+        pretrained_window_size: Windows that the position MLP of a Swin V2 was trained with.
+    """
+
+    image_size: Size | None = None
+    num_heads: int | Sequence[int] | None = None
+    window_size: Windows | None = None
+    pretrained_window_size: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,8 @@ class Facts:
         preprocessing: Some of ``mean``, ``std``, ``crop``, ``crop_mode``, ``interpolation``.
         class_names: Of the head's classes.
         notices: What the person should know.
+        windows: Of a Swin, (rows, columns) of each stage's windows.
+        pretrained_windows: Likewise, of which its position MLP was trained, if they are others.
     """
 
     num_heads: int | None = None
@@ -96,16 +121,8 @@ class Facts:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     class_names: list[str] | None = None
     notices: tuple[str, ...] = ()
-
-    def told(self, *, num_heads: int | None) -> "Facts":
-        """Return the facts with the number of heads that a person gave, if any.
-
-        Raises:
-            ValueError: If the file says another.
-        """
-        if num_heads is not None and self.num_heads not in (None, num_heads):
-            raise ValueError(f"num_heads {num_heads} was given, but the file says {self.num_heads}")
-        return self if num_heads is None else replace(self, num_heads=num_heads)
+    windows: tuple[Size, ...] | None = None
+    pretrained_windows: tuple[Size, ...] | None = None
 
 
 @dataclass
@@ -151,14 +168,17 @@ class Architecture:
 
     Attributes:
         network: Its name in ``lit_models.classification.registry``.
-        settings: Returns the constructor's arguments for the weights, facts, rule and the image size wanted.
-        resize: Adapts the weights from the first settings' image size to the second's.
+        complete: Returns the facts with what a person tells, and what is assumed where nobody does.
+        settings: Returns the constructor's arguments for the weights as they are; the image size wanted tells apart
+            what shapes cannot.
+        change: Adapts the weights from these arguments to what is wanted, and returns the new arguments.
         heads: Prefixes of the weights of the classifiers.
     """
 
     network: str
+    complete: Callable[[Weights, Facts, Wanted], Facts]
     settings: Callable[[Weights, Facts, Rule, Size | None], dict[str, Any]]
-    resize: Callable[[Weights, Mapping[str, Any], Mapping[str, Any], Rule], None]
+    change: Callable[[Weights, Mapping[str, Any], Wanted, Rule], dict[str, Any]]
     heads: tuple[str, ...]
 
 

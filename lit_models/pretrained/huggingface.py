@@ -11,11 +11,14 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_models.classification.network import Classifier
+from lit_models.classification.swin import SwinTransformer
 from lit_models.classification.vit import VisionTransformer
+from lit_models.pretrained import swin_huggingface
 from lit_models.pretrained.architectures import VISION_TRANSFORMER
-from lit_models.pretrained.family import Checkpoint, Facts, Family, Source, Weights, pair
+from lit_models.pretrained.family import Checkpoint, Family, Source, Weights, pair
+from lit_models.pretrained.huggingface_config import config_facts
 from lit_models.pretrained.names import to_ours, to_theirs
-from lit_models.pretrained.rules import RULES, stated
+from lit_models.pretrained.rules import RULES
 
 Layout = Literal["disk", "memory"]
 
@@ -49,8 +52,6 @@ _MEMORY = {
 _HEADS = {"classifier": "head", "cls_classifier": "head", "distillation_classifier": "head_distillation"}
 _LAYERS = {"disk": ("encoder.layer.*", _DISK), "memory": ("layers.*", _MEMORY)}
 _STRUCTURAL = ("embeddings.patch_embeddings", "embeddings.register_tokens", "encoder.", "layers.", "layernorm")
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_NO_PROCESSOR = "there is no preprocessor_config.json: the preprocessing is the usual one of the source"
 
 
 def _names(layout: Layout, prefix: str) -> dict[str, str]:
@@ -71,7 +72,9 @@ def _read(checkpoint: Checkpoint) -> Source:
     _check_config(checkpoint.config, weights)
     deit = token in tensors or checkpoint.config.get("model_type") == "deit"
     rule = RULES["hugging face deit" if deit else "hugging face vit"]
-    return Source(f"Hugging Face {'DeiT' if deit else 'ViT'}", VISION_TRANSFORMER, weights, rule, _facts(checkpoint))
+    return Source(
+        f"Hugging Face {'DeiT' if deit else 'ViT'}", VISION_TRANSFORMER, weights, rule, config_facts(checkpoint)
+    )
 
 
 def _check_config(config: Mapping[str, Any], weights: Weights) -> None:
@@ -83,76 +86,27 @@ def _check_config(config: Mapping[str, Any], weights: Weights) -> None:
             raise ValueError(f"config.json has {name} {config[name]}, but the weights have {value}")
 
 
-def _facts(checkpoint: Checkpoint) -> Facts:
-    """Collect what config.json and preprocessor_config.json say."""
-    config = checkpoint.config if "model_type" in checkpoint.config else {}
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; only the exact 'gelu' is supported")
-    said, notices = _processor_facts(checkpoint.processor)
-    labels = config.get("id2label") or {}
-    names = [str(labels[number]) for number in sorted(labels, key=int)]
-    placeholders = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    return Facts(
-        num_heads=config.get("num_attention_heads"),
-        image_size=pair(config["image_size"]) if "image_size" in config else None,
-        norm_eps=config.get("layer_norm_eps"),
-        preprocessing=said,
-        class_names=None if placeholders else names,
-        notices=notices if checkpoint.processor else (_NO_PROCESSOR,),
-    )
-
-
-def _processor_facts(processor: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Translate a preprocessor_config.json; older ones have plain numbers where newer ones have dictionaries."""
-    if not processor:
-        return {}, ()
-    values: dict[str, Any] = {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
-    if processor.get("do_normalize") is False:
-        values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    # Means are given for pixels times rescale_factor; ours are for pixels in [0, 1].
-    unit = 255 * processor.get("rescale_factor", 1 / 255)
-    for name in ("mean", "std"):
-        if values[name] is not None and abs(unit - 1) > 1e-6:
-            values[name] = tuple(channel / unit for channel in values[name])
-    resample = processor.get("resample")
-    values["interpolation"] = None if resample is None else _RESAMPLE.get(resample, f"number {resample} of Pillow")
-    size = _side(processor.get("size"))
-    notices: tuple[str, ...] = ()
-    if processor.get("do_center_crop") and size is not None:
-        crop = _side(processor.get("crop_size")) or size
-        values |= {"crop": min(crop / size, 1.0), "crop_mode": "center"}
-        if isinstance(processor["size"], Mapping) and "height" in processor["size"]:
-            notices = (f"preprocessor_config.json squashes to {size} pixels before its crop; the aspect is kept here",)
-    elif isinstance(processor.get("size"), Mapping) and "shortest_edge" in processor["size"]:
-        values |= {"crop": 1.0, "crop_mode": "center"}
-    elif size is not None:
-        values |= {"crop": 1.0, "crop_mode": "squash"}
-    said, more = stated("preprocessor_config.json", values)
-    return said, (*notices, *more)
-
-
-def _side(size: Any) -> int | None:
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge", size.get("height"))
-    return None if size is None else int(size)
-
-
 def to_huggingface(network: Classifier, *, layout: Layout = "disk") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights and the config values of the Hugging Face model that computes what a network does.
 
-    It is a ``ViTForImageClassification``, a ``DeiTForImageClassificationWithTeacher`` if the network is distilled, or
-    a ``DeiTForImageClassification`` if it has one register: the values' ``architectures`` says which.
+    Of a ``VisionTransformer`` it is a ``ViTForImageClassification``, a ``DeiTForImageClassificationWithTeacher`` if the
+    network is distilled, or a ``DeiTForImageClassification`` if it has one register; of a ``SwinTransformer`` it is a
+    ``SwinForImageClassification`` or a ``Swinv2ForImageClassification``: the values' ``architectures`` says which.
 
     Args:
-        network: A ``VisionTransformer``.
+        network: A ``VisionTransformer`` or a ``SwinTransformer``.
         layout: Names of the files on the Hub (``"disk"``, for ``save_file``) or of a model of version 5
             (``"memory"``, for ``load_state_dict``).
 
     Raises:
-        ValueError: If Hugging Face's ViT and DeiT have no such network.
+        ValueError: If Hugging Face has no such network.
     """
+    if isinstance(network, SwinTransformer):
+        return swin_huggingface.to_huggingface(network, memory=layout == "memory")
     if not isinstance(network, VisionTransformer):
-        raise ValueError(f"Hugging Face's layout is for VisionTransformer, not for {type(network).__name__}")
+        raise ValueError(
+            f"Hugging Face's layout is for VisionTransformer and SwinTransformer, not for {type(network).__name__}"
+        )
     settings = network.settings
     register = settings["registers"] == 1 and not settings["distilled"]
     fits = {"pool": "token", "prefix_positions": True, "qk_norm": False, "layer_scale": None, "class_token": True}

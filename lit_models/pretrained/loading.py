@@ -10,7 +10,8 @@ import torch
 from lit_models.classification.network import Classifier
 from lit_models.classification.registry import build
 from lit_models.pretrained.families import recognise
-from lit_models.pretrained.family import Source, Weights, pair
+from lit_models.pretrained.family import Source, Wanted, Weights, Windows, pair
+from lit_models.pretrained.heads import select_rows
 from lit_models.pretrained.reading import read_checkpoint
 from lit_models.pretrained.rules import class_names, is_imagenet_21k, preprocessing
 
@@ -53,9 +54,12 @@ def load_pretrained(
     *,
     num_classes: int | None = None,
     image_size: int | Sequence[int] | None = None,
-    num_heads: int | None = None,
+    num_heads: int | Sequence[int] | None = None,
+    window_size: Windows | None = None,
+    pretrained_window_size: Windows | None = None,
+    head_rows: str | Path | None = None,
 ) -> Pretrained:
-    """Load a public checkpoint: ViT, DeiT, DeiT-III and CaiT of timm and their authors, and others' ViT.
+    """Load a public checkpoint: ViT, DeiT, DeiT-III, CaiT and Swin of timm and their authors, and others' ViT and Swin.
 
     Args:
         path: A local .pth, .pt, .bin, .safetensors or .npz, or a directory with ``model.safetensors`` and
@@ -63,6 +67,14 @@ def load_pretrained(
         num_classes: Classes of the head; a checkpoint's head of another size makes way for a fresh one. None keeps it.
         image_size: Pixels, or (height, width): positions are resized by the source's rule. None keeps the resolution.
         num_heads: Attention heads, needed where neither the shapes nor a config.json tell.
+        window_size: Of a Swin: one side, or one side or (rows, columns) for each stage. The bias tables of V1 are
+            resized, bicubically for each head, as the official code does; the position MLP of V2 is asked for the
+            new offsets. None keeps the windows. A V2 file that does not tell its windows is taken to have these.
+        pretrained_window_size: Likewise, the windows that the position MLP of a Swin V2 was trained with, needed where
+            the file does not tell and ``window_size`` is another.
+        head_rows: File with the row of the checkpoint's head for each class wanted, counted from 0, one in a line.
+            ``data/map22kto1k.txt`` of https://github.com/microsoft/Swin-Transformer makes the 1,000 classes of
+            ImageNet out of the 21,841 of ImageNet-22k.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -70,12 +82,15 @@ def load_pretrained(
             the file, and the weight where there is one.
     """
     checkpoint = read_checkpoint(path)
+    size = None if image_size is None else pair(image_size)
+    wanted = Wanted(size, num_heads, window_size, pretrained_window_size)
     try:
         family, view = recognise(checkpoint)
         source = family.read(view)
         source.weights.unused.extend(view.outside)
-        size = None if image_size is None else pair(image_size)
-        pretrained = _build(source, num_classes, size, num_heads)
+        if head_rows is not None:
+            source = select_rows(source, head_rows, num_classes)
+        pretrained = _build(source, num_classes, wanted)
     except ValueError as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
     pretrained.source = f"{checkpoint.path} ({source.name})"
@@ -84,12 +99,11 @@ def load_pretrained(
     return pretrained
 
 
-def _build(source: Source, num_classes: int | None, size: tuple[int, int] | None, num_heads: int | None) -> Pretrained:
+def _build(source: Source, num_classes: int | None, wanted: Wanted) -> Pretrained:
     """Build the network that the weights describe, at the size and with the classes wanted, and fill it."""
     weights, architecture = source.weights, source.architecture
-    facts = source.facts.told(num_heads=num_heads)
-    described = architecture.settings(weights, facts, source.rule, size)
-    wanted = described | ({} if size is None else {"image_size": size})
+    facts = architecture.complete(weights, source.facts, wanted)
+    described = architecture.settings(weights, facts, source.rule, wanted.image_size)
     own_classes = weights.shape("head.weight", 2)[0] if "head.weight" in weights.tensors else None
     classes = (own_classes or 0) if num_classes is None else num_classes
     notices = _head_notices(source, own_classes, num_classes)
@@ -99,8 +113,9 @@ def _build(source: Source, num_classes: int | None, size: tuple[int, int] | None
             weights.drop(module.removesuffix("."))
     with torch.device("meta"):
         _check_shapes(weights, build(architecture.network, classes if kept else 0, described))
-    network = build(architecture.network, classes, wanted)
-    architecture.resize(weights, described, wanted, source.rule)
+    settings = architecture.change(weights, described, wanted, source.rule)
+    network = build(architecture.network, classes, settings)
+    image_size: Any = settings.get("image_size") or wanted.image_size or facts.image_size
     missing = [name for name in network.state_dict() if name not in weights.tensors]
     lost = [name for name in missing if not name.startswith(architecture.heads)]
     if lost:
@@ -111,7 +126,7 @@ def _build(source: Source, num_classes: int | None, size: tuple[int, int] | None
         network.load_state_dict(weights.tensors, strict=False)
     return Pretrained(
         network.eval(),
-        preprocessing(source.rule, facts, wanted["image_size"]),
+        preprocessing(source.rule, facts, image_size),
         source.name,
         class_names(facts, classes, kept),
         missing,

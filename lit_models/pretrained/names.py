@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lit_models.pretrained.family import Weights
 
-# A layer's number is the first one in a name; torchvision's mlp.0 and flax' LayerNorm_0 come later.
 _NUMBER = re.compile(r"(?<=[._])\d+(?=\.)")
 _PARTS = ("query", "key", "value")
 
@@ -18,19 +17,18 @@ def rename(name: str, rows: Mapping[str, str]) -> str | None:
 
     Args:
         name: Such as ``"blocks.3.norm1.weight"``.
-        rows: Name to name of a parameter, or of a module with ``weight`` and ``bias``; ``*`` stands for the number of
-            a layer: ``{"blocks.*.norm1": "layers.*.attention_norm"}``.
+        rows: Name to name of a parameter, or of a module with ``weight`` and ``bias``; ``*`` stands for one number:
+            ``{"blocks.*.norm1": "layers.*.attention_norm"}``. A row without it wins, then one for an earlier number.
     """
-    found = _NUMBER.search(name)
-    pattern = name if found is None else f"{name[: found.start()]}*{name[found.end() :]}"
-    module, _, kind = pattern.rpartition(".")
-    if pattern in rows:
-        target = rows[pattern]
-    elif kind in ("weight", "bias") and module in rows:
-        target = f"{rows[module]}.{kind}"
-    else:
-        return None
-    return target if found is None else target.replace("*", found[0])
+    for found in (None, *_NUMBER.finditer(name)):
+        pattern = name if found is None else f"{name[: found.start()]}*{name[found.end() :]}"
+        module, _, kind = pattern.rpartition(".")
+        target = rows.get(pattern)
+        if target is None and kind in ("weight", "bias") and module in rows:
+            target = f"{rows[module]}.{kind}"
+        if target is not None:
+            return target if found is None else target.replace("*", found[0])
+    return None
 
 
 def to_ours(tensors: Mapping[str, Tensor], rows: Mapping[str, str], structural: Iterable[str] = ()) -> Weights:

@@ -5,6 +5,7 @@ import re
 import zipfile
 import zlib
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from lit_models.pretrained.family import Checkpoint
 # Where files keep their weights, the first one found: averages of weights come last.
 WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "state_dict_ema", "model_ema")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-# Command line arguments, which timm and DeiT store beside their weights: a class without code of its own.
-_HARMLESS: list[Any] = [Namespace]
+# Command line arguments, which timm and DeiT store beside their weights: a class without code of its own. A config of
+# yacs, which Swin's training stores there, is read as the dictionary that it is: nothing of yacs is imported.
+_HARMLESS: list[Any] = [Namespace, (OrderedDict, "yacs.config.CfgNode")]
 _INNER = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _OUTER = ("model.", "network.")
 _BFLOAT16 = "|V2"  # numpy's name for two bytes that it does not know

@@ -13,7 +13,9 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # A source's own code: facebookresearch/deit (eval crop, bicubic without antialias), timm's default_cfgs and
 # resample_abs_pos_embed, Hugging Face's image processors of google/vit-* and facebook/deit-*, torchvision's weights and
-# interpolate_embeddings, google-research/vision_transformer (squash; scipy.ndimage.zoom of order 1).
+# interpolate_embeddings, google-research/vision_transformer (squash; scipy.ndimage.zoom of order 1),
+# microsoft/Swin-Transformer (256/224 until 224, squash in its configs of 384 pixels), the image processors of
+# microsoft/swin* and the weights of torchvision's swin_t and swin_v2_t.
 RULES: Mapping[str, Rule] = {
     # epsilon of the layer norms; mean and std; crop, its mode and interpolation; how a position table is resized
     "deit": Rule(1e-6, *_IMAGENET, 0.875, "center", "bicubic", position_antialias=False),
@@ -26,6 +28,11 @@ RULES: Mapping[str, Rule] = {
     "hugging face deit": Rule(1e-12, *_IMAGENET, 0.875, "center", "bicubic", position_antialias=False),
     "torchvision": Rule(1e-6, *_IMAGENET, 0.875, "center", "bilinear", position_antialias=False, position_corners=True),
     "google": Rule(1e-6, *_HALF, 1.0, "squash", "bilinear", False, position_mode="bilinear", position_corners=True),
+    "swin": Rule(1e-5, *_IMAGENET, 0.875, "center", "bicubic", False, large_crop_mode="squash", padding="microsoft"),
+    "timm swin": Rule(1e-5, *_IMAGENET, 0.9, "center", "bicubic", False, padding="timm"),
+    "hugging face swin": Rule(1e-5, *_IMAGENET, 1.0, "squash", "bicubic", False, padding="microsoft"),
+    "torchvision swin": Rule(1e-5, *_IMAGENET, 224 / 232, "center", "bicubic", False, padding="torchvision"),
+    "torchvision swin v2": Rule(1e-5, *_IMAGENET, 256 / 260, "center", "bicubic", False, padding="torchvision"),
 }
 _KNOWN = {"crop_mode": ("center", "squash"), "interpolation": ("bicubic", "bilinear")}
 _WHOLE_IMAGE_FROM = 384
@@ -37,10 +44,10 @@ def preprocessing(rule: Rule, facts: Facts, image_size: Size) -> dict[str, Any]:
 
     What the file says wins over the source's rule. From 384 pixels on the rules keep the whole image.
     """
-    crop = 1.0 if min(image_size) >= _WHOLE_IMAGE_FROM else rule.crop
+    large = min(image_size) >= _WHOLE_IMAGE_FROM
     by_rule = {
-        "crop": crop,
-        "crop_mode": rule.crop_mode,
+        "crop": 1.0 if large else rule.crop,
+        "crop_mode": rule.large_crop_mode if large and rule.large_crop_mode else rule.crop_mode,
         "interpolation": rule.interpolation,
         "mean": rule.mean,
         "std": rule.std,

@@ -4,20 +4,21 @@ Official files hold ``{"model": ...}``, and CaiT's names begin with ``module.``;
 ``state_dict``. Of the preprocessing speaks timm's ``config.json`` beside the file, or the arguments of the run in it.
 """
 
-from argparse import Namespace
 from collections.abc import Mapping, Set
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from lit_models.classification.cait import CaiT
 from lit_models.classification.network import Classifier
+from lit_models.classification.swin import SwinTransformer
 from lit_models.classification.vit import VisionTransformer
+from lit_models.pretrained import swin_layouts
 from lit_models.pretrained.architectures import CAIT, VISION_TRANSFORMER
-from lit_models.pretrained.family import REPRESENTATION, Checkpoint, Facts, Family, Source, pair
+from lit_models.pretrained.family import REPRESENTATION, Checkpoint, Family, Source
 from lit_models.pretrained.names import to_ours, to_theirs
-from lit_models.pretrained.rules import RULES, stated
+from lit_models.pretrained.rules import RULES
+from lit_models.pretrained.timm_config import run_facts
 
 _STEM = {"cls_token": "class_token", "pos_embed": "positions", "patch_embed.proj": "patch_embedding"}
 _LAYER = {
@@ -74,7 +75,7 @@ def _read_vit(checkpoint: Checkpoint) -> Source:
         name, rule = ("official DeiT-III", "deit3") if scaled else ("official DeiT", "deit")
     else:
         name, rule = ("timm DeiT-III", "timm deit3") if scaled else ("timm ViT or DeiT", "timm")
-    facts = _facts(checkpoint)
+    facts = run_facts(checkpoint)
     if rule == "timm" and "mean" not in facts.preprocessing and "distillation_token" not in weights.tensors:
         facts = replace(facts, notices=(*facts.notices, _ASSUMED))
     return Source(name, VISION_TRANSFORMER, weights, RULES[rule], facts, representation)
@@ -84,70 +85,30 @@ def _read_cait(checkpoint: Checkpoint) -> Source:
     weights = to_ours(checkpoint.tensors, CAIT_NAMES, _STRUCTURAL)
     official = checkpoint.data_parallel or checkpoint.wrapper in _OFFICIAL
     name, rule = ("official CaiT", "cait") if official else ("timm CaiT", "timm cait")
-    return Source(name, CAIT, weights, RULES[rule], _facts(checkpoint))
-
-
-def _facts(checkpoint: Checkpoint) -> Facts:
-    """Collect what timm's config.json or the arguments of the run that wrote the file say."""
-    if "architecture" in checkpoint.config:
-        return _config_facts(checkpoint.config)
-    run = checkpoint.entries.get("args")
-    if not isinstance(run, Namespace):
-        return Facts()
-    told = vars(run)
-    said, notices = stated(
-        "the run's arguments",
-        {name: told.get(name) for name in ("mean", "std", "interpolation", "crop_mode")}
-        | {"crop": told.get("crop_pct") or told.get("eval_crop_ratio")},
-    )
-    return Facts(preprocessing=said, notices=notices)
-
-
-def _config_facts(config: Mapping[str, Any]) -> Facts:
-    values = config.get("pretrained_cfg") or config
-    arguments = config.get("model_args") or {}
-    said, notices = stated(
-        "config.json",
-        {name: values.get(name) for name in ("mean", "std", "interpolation", "crop_mode")}
-        | {"crop": values.get("crop_pct")},
-    )
-    pool = arguments.get("global_pool") or config.get("global_pool")
-    image_size = arguments.get("img_size") or tuple(values.get("input_size", ())[1:]) or None
-    names = config.get("label_names") or values.get("label_names")
-    return Facts(
-        num_heads=arguments.get("num_heads"),
-        image_size=None if image_size is None else pair(image_size),
-        pool={"token": "token", "avg": "average"}.get(pool or ""),
-        preprocessing=said,
-        class_names=_label_names(names, config.get("label_descriptions") or {}),
-        notices=notices,
-    )
-
-
-def _label_names(names: Any, descriptions: Mapping[str, str]) -> list[str] | None:
-    """Return the classes' descriptions, or their names; a dictionary of names has the class numbers as keys."""
-    if not names:
-        return None
-    if isinstance(names, Mapping):
-        names = [names[key] for key in sorted(names, key=int)]
-    return [descriptions.get(name, name) for name in names]
+    return Source(name, CAIT, weights, RULES[rule], run_facts(checkpoint))
 
 
 def to_timm(network: Classifier, *, official: bool = False) -> dict[str, Tensor]:
     """Return the state dict of the timm model that computes what a network does.
 
     Args:
-        network: A ``VisionTransformer`` or ``CaiT``.
-        official: The names of facebookresearch/deit, which differ for LayerScale: ``gamma_1`` instead of
-            ``ls1.gamma``. (An official file holds the state dict under ``"model"``.)
+        network: A ``VisionTransformer``, ``CaiT`` or ``SwinTransformer``.
+        official: The names of the authors' repositories, which hold the state dict under ``"model"``. Those of
+            facebookresearch/deit differ for LayerScale: ``gamma_1`` instead of ``ls1.gamma``. Those of
+            microsoft/Swin-Transformer differ for merging and head; its buffers, which it makes anew, are not there.
 
     Raises:
         ValueError: If it is another network.
     """
+    if isinstance(network, SwinTransformer):
+        layout = swin_layouts.OFFICIAL if official else swin_layouts.TIMM
+        return layout.write(network.state_dict(), len(network.stages))
     if isinstance(network, CaiT):
         return to_theirs(network.state_dict(), CAIT_NAMES, split="class_layers.")
     if not isinstance(network, VisionTransformer):
-        raise ValueError(f"timm's layout is for VisionTransformer and CaiT, not for {type(network).__name__}")
+        raise ValueError(
+            f"timm's layout is for VisionTransformer, CaiT and SwinTransformer, not for {type(network).__name__}"
+        )
     names = dict(VIT_NAMES)
     if official:
         names = _layers("blocks", "layers", _OFFICIAL_SCALE) | names

@@ -240,6 +240,24 @@ def test_public_weights(classify, run_dir, tmp_path):
         assert [found[number] for number in range(6)] == pytest.approx(probabilities, abs=1e-5)
 
 
+def test_public_swin_weights(classify, run_dir, tmp_path):
+    """A Swin V2 whose file does not tell its windows, in others; three of its classes are kept."""
+    from lit_models.classification import SwinTransformer
+    from lit_models.pretrained import to_timm
+
+    network = SwinTransformer(6, version=2, dim=24, depths=(1, 1), num_heads=(2, 4), window_size=4)
+    torch.save(to_timm(network), tmp_path / "swin.pth")
+    (tmp_path / "rows.txt").write_text("5\n0\n3\n")
+    image, options = images_of(run_dir)[0], ("--window-size", 4, "--head-rows", tmp_path / "rows.txt")
+    code, lines, error = classify(image, "--json", *options, model=tmp_path / "swin.pth")
+    assert code == 0 and "window_size 4 is taken as the one it was trained with" in error
+    assert {row["index"] for row in records_of(lines)[0]["predictions"]} == {0, 1, 2}
+    code, _, error = classify(image, *options)
+    assert code == 2 and "--window-size, --head-rows: for public weights alone" in error
+    code, _, error = classify(image, "--window-size", 0, model=tmp_path / "swin.pth")
+    assert code == 2 and "--window-size 0: it must be at least 1" in error
+
+
 def test_translate_says_that_the_checkpoint_is_a_classifier(run_dir, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
     assert translate.main(["--checkpoint", str(run_dir), "--device", "cpu"]) == 2

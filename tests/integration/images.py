@@ -27,6 +27,10 @@ _SMALL_NETWORK = {
         "image_size": SIDE, "patch_size": 8, "dim": 16, "depth": 2, "num_heads": 2,
     },
     "lit_models.classification.ResNet": {"depth": 8, "width": 4},
+    # A map of 4 x 4 that is shifted, and one of a single window.
+    "lit_models.classification.SwinTransformer": {
+        "dim": 16, "depths": [2, 2], "num_heads": [1, 2], "window_size": 2, "patch_size": 4,
+    },
 }  # fmt: skip
 
 

@@ -13,11 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from images import CLASSES, CONFIGS, settings_of, small, write_images
 
 from experiments.__main__ import main
-from lit_models.classification import VisionTransformer
+from lit_models.classification import VisionTransformer, swin, vit
 from lit_models.classification.checkpoint import load_checkpoint
-from lit_models.classification.vit import SIZES
+from lit_models.classification.registry import build
+from lit_models.optimization import SwinCosine
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(path.stem for path in (CONFIGS / "network").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +94,52 @@ def test_fit_validate_test_predict_classify(config, data, teacher, public, tmp_p
     assert load_checkpoint(checkpoint).class_names == [*CLASSES]
 
 
-@pytest.mark.parametrize("size", sorted(path.stem for path in (CONFIGS / "network").glob("*.yaml")))
-def test_sizes_lie_over_any_config(size, capsys):
-    words = ["-c", str(CONFIGS / "deit_small_imagenet.yaml"), "-c", str(CONFIGS / "network" / f"{size}.yaml")]
-    run("fit", *words, "--print_config")
+def overlaid(config, size, capsys):
+    """The network's settings of a config with a size laid over it."""
+    run("fit", "-c", str(CONFIGS / config), "-c", str(CONFIGS / "network" / f"{size}.yaml"), "--print_config")
     settings = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]["init_args"]
-    assert SIZES[size].items() <= settings.items()
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+@pytest.mark.parametrize("size", [size for size in OVERLAYS if not size.startswith("swin")])
+def test_sizes_lie_over_any_config(size, capsys):
+    settings = overlaid("deit_small_imagenet.yaml", size, capsys)
+    assert vit.SIZES[size].items() <= settings.items()
     assert settings["image_size"] == 224 and settings["drop_path"] == 0.1, "what the config says of itself stays"
+
+
+@pytest.mark.parametrize("size", [size for size in OVERLAYS if size.startswith("swin")])
+@pytest.mark.parametrize("version", ["swin", "swinv2"])
+def test_sizes_of_swin_lie_over_both_versions(version, size, capsys):
+    settings = overlaid(f"{version}_tiny_imagenet.yaml", size, capsys)
+    assert swin.SIZES[size.replace("swin", version)].items() <= settings.items()
+    assert settings["drop_path"] == {"swin_small": 0.3, "swin_base": 0.5}[size], "the larger, the more"
+
+
+@pytest.mark.parametrize("config", ["swin_tiny_imagenet.yaml", "swinv2_tiny_imagenet.yaml"])
+def test_swin_learns_at_the_published_rates(config):
+    """Swin's code scales all three rates, 5e-7, 5e-4 and 5e-6, by the batch over 512."""
+    shipped = settings_of(config)
+    model, data, trainer = shipped["model"]["init_args"], shipped["data"]["init_args"], shipped["trainer"]
+    batch = data["batch_size"] * trainer["accumulate_grad_batches"]
+    peak = model["optimizer"]["init_args"]["lr"] * batch / model["reference_batch"]
+    assert batch == 1024
+    schedule = SwinCosine(**model["schedule"]["init_args"])
+    epoch = 1_281_167 // batch
+    rates = [peak * schedule(step) for step in (0, 20 * epoch + 1, trainer["max_steps"] + 1)]
+    assert rates == pytest.approx([1e-6, 1e-3, 1e-5])
+    assert trainer["max_steps"] == 300 * epoch
+    assert (trainer["gradient_clip_val"], data.get("repeated_augmentation", 1)) == (5.0, 1)
+
+
+def test_as_many_parameters_as_the_vit_beside_it():
+    counts, rest = [], []
+    for config in ("deit_tinyimagenet50.yaml", "swin_tinyimagenet50.yaml"):
+        shipped = settings_of(config)
+        network = shipped["model"]["init_args"].pop("network")
+        built = build(network["class_path"].rsplit(".", 1)[1], 50, network["init_args"])
+        counts.append(sum(parameter.numel() for parameter in built.parameters()))
+        assert f"{counts[-1]:,}" in (CONFIGS / "swin_tinyimagenet50.yaml").read_text(encoding="utf-8")
+        rest.append(shipped)
+    assert counts[1] == pytest.approx(counts[0], rel=0.03)
+    assert rest[0] == rest[1]

@@ -1,4 +1,4 @@
-"""ViT and CaiT as they are run: compiled, in bfloat16, channels last, on the Triton kernels, from the registry."""
+"""Networks as they are run: compiled, in bfloat16, channels last, on the Triton kernels, from the registry."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from kernels import use_backend
 from lit_models.classification.cait import CaiT
 from lit_models.classification.registry import NETWORKS, build
 from lit_models.classification.resnet import ResNet
+from lit_models.classification.swin import SwinTransformer
 from lit_models.classification.vit import VisionTransformer
 
 SMALL = {"image_size": 16, "patch_size": 4, "dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
@@ -21,6 +22,20 @@ def vit(**changes):
 
 def cait(**changes):
     return CaiT(5, **{**SMALL, "layer_scale": 0.5, **changes}).to(DEVICE)
+
+
+def swin(version=1, **changes):
+    # Maps of 8 x 8, where windows are shifted, and 4 x 4, one axis of which is padded.
+    settings = {"dim": 16, "depths": (2, 1), "num_heads": (1, 2), "window_size": (4, (3, 4)), "patch_size": 2}
+    network = SwinTransformer(5, **settings, version=version, **changes).to(DEVICE)
+    for name, parameter in network.named_parameters():  # the branches of V2 start at zero
+        if name.endswith("norm.weight"):
+            torch.nn.init.ones_(parameter)
+    return network
+
+
+def swinv2(**changes):
+    return swin(2, **changes)
 
 
 def draw(batch=3):
@@ -38,7 +53,7 @@ def step(network, images, labels):
     return loss.detach(), [parameter.grad.clone() for parameter in network.parameters()]
 
 
-@pytest.mark.parametrize("make", [vit, cait])
+@pytest.mark.parametrize("make", [vit, cait, swin, swinv2])
 def test_compiled_in_one_graph(make):
     network, batch = make(drop_path=0.5, qkv_bias=True), draw()
     torch.manual_seed(1)
@@ -49,7 +64,7 @@ def test_compiled_in_one_graph(make):
     torch.testing.assert_close(step(network, *batch), expected)
 
 
-@pytest.mark.parametrize("make", [vit, cait])
+@pytest.mark.parametrize("make", [vit, cait, swin, swinv2])
 def test_bfloat16_autocast(make):
     network, batch = make(), draw()
     loss, gradients = step(network, *batch)
@@ -62,7 +77,7 @@ def test_bfloat16_autocast(make):
         assert (mine - expected).norm() <= 0.1 * expected.norm() + 1e-4 * parameter.numel() ** 0.5
 
 
-@pytest.mark.parametrize("make", [vit, cait])
+@pytest.mark.parametrize("make", [vit, cait, swin, swinv2])
 def test_channels_last(make):
     network, (images, labels) = make(), draw()
     expected = step(network, images, labels)
@@ -70,7 +85,7 @@ def test_channels_last(make):
     torch.testing.assert_close(step(last, images.to(memory_format=torch.channels_last), labels), expected)
 
 
-@pytest.mark.parametrize("make", [vit, cait])
+@pytest.mark.parametrize("make", [vit, cait, swin, swinv2])
 def test_a_training_step_on_the_kernels(make):
     network, batch = make(drop_path=0.3), draw(2)
     results = []
@@ -87,6 +102,10 @@ def test_a_training_step_on_the_kernels(make):
         ("VisionTransformer", {**SMALL, "image_size": (16, 24), "registers": 2, "pool": "average", "pool_norm": True}),
         ("CaiT", {**SMALL, "class_depth": 1}),
         ("ResNet", {"depth": 8, "width": 4}),
+        (
+            "SwinTransformer",
+            {"dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": [3, [2, 4]], "version": 2},
+        ),
     ],
 )
 def test_settings_rebuild_a_network(name, settings):
