@@ -7,13 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.batches import ImageBatch, TranslationBatch
+    from datamodules.batches import DetectionBatch, ImageBatch, TranslationBatch
+    from datamodules.coco import COCODataModule
     from datamodules.imagenet import ImageNetDataModule
     from datamodules.wmt import WMTDataModule
 
-__all__ = ["ImageBatch", "ImageNetDataModule", "TranslationBatch", "WMTDataModule"]
+__all__ = [
+    "COCODataModule",
+    "DetectionBatch",
+    "ImageBatch",
+    "ImageNetDataModule",
+    "TranslationBatch",
+    "WMTDataModule",
+]
 
 _MODULE_OF = {
+    "COCODataModule": "datamodules.coco",
+    "DetectionBatch": "datamodules.batches",
     "ImageBatch": "datamodules.batches",
     "ImageNetDataModule": "datamodules.imagenet",
     "TranslationBatch": "datamodules.batches",

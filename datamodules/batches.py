@@ -64,3 +64,33 @@ class ImageBatch(NamedTuple):
     targets: Tensor | None = None
     seeds: tuple[int, ...] = ()
     epoch: int = 0
+
+
+class DetectionBatch(NamedTuple):
+    """A batch of images of their own sizes, padded to a common one, and the objects in them.
+
+    Sizes and counts are plain numbers: the host knows them, so nothing has to wait for the device.
+
+    Attributes:
+        images: (batch, 3, height, width), RGB, zero right of and below an image, after normalisation too: uint8 on
+            the host, float32 and normalised on the device.
+        sizes: (height, width) of each image inside the padding.
+        boxes: Boxes as (centre x, centre y, width, height), shares of the un-padded image, of shape
+            ``(batch, most, 4)``, float32; zero in the rows after an image's objects. ``most`` is the largest number of
+            objects of an image, 0 in a batch of empty images.
+        labels: Class numbers of shape ``(batch, most)``, int64; -1 after an image's objects.
+        counts: Number of objects of each image.
+        image_ids: The image's number in the annotation file.
+        original_sizes: (height, width) of the image in its file, by which predictions are scaled.
+        step_boxes: Number of objects of all images of the optimiser step, over all processes and micro-batches; 0 in
+            the evaluation splits.
+    """
+
+    images: Tensor
+    sizes: tuple[tuple[int, int], ...]
+    boxes: Tensor
+    labels: Tensor
+    counts: tuple[int, ...]
+    image_ids: tuple[int, ...]
+    original_sizes: tuple[tuple[int, int], ...]
+    step_boxes: int

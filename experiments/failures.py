@@ -77,8 +77,8 @@ def _under_way(error: Exception, record: RunRecord) -> tuple[int, Exception] | N
     """Judge an error after the first batch: the disk and the numbers can fail then, the rest is ours."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return 4, CheckpointWriteError(f"cannot write to the run directory: {message(error)}")
-    # The search refuses NaN logits; weights can be finite and still too large for the network's sums.
-    if isinstance(error, ValueError) and "logits are NaN" in str(error):
+    # The search and DETR's matching refuse NaN; weights can be finite and still too large for the network's sums.
+    if isinstance(error, FloatingPointError) or (isinstance(error, ValueError) and "logits are NaN" in str(error)):
         return 3, NonFiniteError(f"{record.place}: {error}")
     return None
 

@@ -19,6 +19,8 @@ BENCHMARKS = {
     ),
     "layer_norm": ("experiments.bench.layer_norm", "layer-norm kernels against other libraries and a copy"),
     "linear_cross_entropy": ("experiments.bench.linear_cross_entropy", "projection and loss: time and peak memory"),
+    "matcher": ("experiments.bench.matcher", "DETR's matching and set loss against the official computation"),
+    "coco_eval": ("experiments.bench.coco_eval", "COCO evaluation: faster-coco-eval against pycocotools"),
     "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels import attention_weights, flash_attention
+from kernels import attention_weights, flash_attention, flash_attention_varlen
 from lit_models.layers.normalization import LayerNorm
 
 
@@ -15,6 +15,22 @@ class KeyValueCache(NamedTuple):
 
     key: Tensor
     value: Tensor
+
+
+class Packing(NamedTuple):
+    """Where sequences lie that follow one another in a batch of one: see :func:`kernels.flash_attention_varlen`.
+
+    Attributes:
+        offsets_query: (sequences + 1,) integers, where each sequence of queries begins and the one before it ends.
+        offsets_key: The same of the keys.
+        max_length_query: Queries of the longest sequence.
+        max_length_key: Keys of the longest sequence.
+    """
+
+    offsets_query: Tensor
+    offsets_key: Tensor
+    max_length_query: int
+    max_length_key: int
 
 
 class HeadNorm(LayerNorm):
@@ -92,10 +108,21 @@ class MultiHeadAttention(nn.Module):
         return self.attend(query, KeyValueCache(key, value), causal=causal, key_lengths=key_lengths)
 
     def attend(
-        self, query: Tensor, cache: KeyValueCache, *, causal: bool = False, key_lengths: Tensor | None = None
+        self,
+        query: Tensor,
+        cache: KeyValueCache,
+        *,
+        causal: bool = False,
+        key_lengths: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """Attend from projected queries, (batch, heads, length, head_dim), to keys and values already projected."""
+        """Attend from projected queries, (batch, heads, length, head_dim), to keys and values already projected.
+
+        With ``packing`` the batch is one, and its queries see the keys of their own sequence alone.
+        """
         dropout_p = self.dropout if self.training else 0.0
+        if packing is not None:
+            return self.output(attend_packed(query, *cache, packing, dropout_p).flatten(2))
         attended = flash_attention(
             query, cache.key, cache.value, causal=causal, key_lengths=key_lengths, dropout_p=dropout_p
         )
@@ -129,6 +156,20 @@ class MultiHeadAttention(nn.Module):
             return self.query_norm(query), self.key_norm(key), value
         return self.project_query(input), *self.project_key_value(memory)
 
+    def project_apart(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of three inputs, as where positions are added to queries and keys alone.
+
+        Queries and keys of one tensor are one product.
+        """
+        dim = query.shape[-1]
+        projected_value = self._split_heads(self._project_rows(value, slice(2 * dim, None)), 1)[0]
+        if query is key:
+            projected = self._split_heads(self._project_rows(query, slice(2 * dim)), 2)
+        else:
+            projected = self._split_heads(self._project_rows(query, slice(dim)), 1)
+            projected += self._split_heads(self._project_rows(key, slice(dim, 2 * dim)), 1)
+        return self.query_norm(projected[0]), self.key_norm(projected[1]), projected_value
+
     def _project_rows(self, input: Tensor, rows: slice) -> Tensor:
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         return functional.linear(input, weight[rows], None if bias is None else bias[rows])
@@ -138,3 +179,20 @@ class MultiHeadAttention(nn.Module):
         batch, length, width = projected.shape
         heads = projected.view(batch, length, parts, self.num_heads, width // (parts * self.num_heads))
         return torch.unbind(heads.permute(2, 0, 3, 1, 4))
+
+
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, dropout_p: float) -> Tensor:
+    """Attend within packed sequences.
+
+    Args:
+        query: (1, heads, query_tokens, head_dim).
+        key: (1, heads, key_tokens, head_dim).
+        value: (1, heads, key_tokens, value_head_dim).
+        packing: Where the sequences lie.
+        dropout_p: Probability of dropping an attention weight.
+
+    Returns:
+        (1, query_tokens, heads, value_head_dim): the heads are side by side, ready to be merged.
+    """
+    tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return flash_attention_varlen(*tokens, **packing._asdict(), dropout_p=dropout_p)[None]
