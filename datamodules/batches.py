@@ -84,6 +84,7 @@ class DetectionBatch(NamedTuple):
         original_sizes: (height, width) of the image in its file, by which predictions are scaled.
         step_boxes: Number of objects of all images of the optimiser step, over all processes and micro-batches; 0 in
             the evaluation splits.
+        step_images: Number of images of the optimiser step, counted in the same way; 0 in the evaluation splits.
     """
 
     images: Tensor
@@ -94,3 +95,4 @@ class DetectionBatch(NamedTuple):
     image_ids: tuple[int, ...]
     original_sizes: tuple[tuple[int, int], ...]
     step_boxes: int
+    step_images: int = 0

@@ -54,7 +54,7 @@ class DetectionReader(ImageReader):
         self._images, self._geometry, self._training, self._fast = source, geometry, training, fast
 
     def read_batch(self, indices: Indices, epoch: int) -> DetectionBatch:  # type: ignore[override]
-        """Return the batch of these images, without ``step_boxes``."""
+        """Return the batch of these images, without ``step_boxes`` and ``step_images``."""
         regions, boxes, labels, counts = self._plan(indices, epoch)
         ends = np.cumsum(counts)
         sizes = [(height, width) for height, width in regions.sizes.tolist()]
@@ -208,7 +208,7 @@ def _rows_of(batch: DetectionBatch, rows: list[int]) -> DetectionBatch:
 
 
 class DetectionLoader(ImageLoader):
-    """A resumable loader of training or evaluation batches that knows the boxes of every optimiser step.
+    """A resumable loader of training or evaluation batches that knows the images and boxes of every optimiser step.
 
     Args:
         reader: Makes the batches.
@@ -242,25 +242,27 @@ class DetectionLoader(ImageLoader):
         self._done = self._done % length if self._resumed else 0
         # Batches are counted from the first one of epoch 0.
         start = self._epoch * len(self) + self._position - self._done
-        boxes: int | None = None
+        counted: tuple[int, int] | None = None
         for number, batch in enumerate(cast(Iterator[DetectionBatch], super().__iter__()), start=self._done):
             within = number % length
-            if within % accumulated == 0 or boxes is None:
+            if within % accumulated == 0 or counted is None:
                 first = within - within % accumulated
                 offset = start + number - within
-                boxes = self._count(offset + first, offset + min(first + accumulated, length))
+                counted = self._count(offset + first, offset + min(first + accumulated, length))
             self._done = number + 1
-            yield batch._replace(step_boxes=boxes)
+            boxes, images = counted
+            yield batch._replace(step_boxes=boxes, step_images=images)
 
-    def _count(self, start: int, end: int) -> int:
-        """Counts the boxes in some successive batches of all processes."""
+    def _count(self, start: int, end: int) -> tuple[int, int]:
+        """Counts the boxes and the images in some successive batches of all processes."""
         order = cast(DetectionOrder, self.order)
-        total = 0
+        boxes = images = 0
         for number in range(start, end):
             epoch, position = divmod(number, len(self))
             items = np.concatenate([share[position] for share in order.everybodys_batches(epoch)])
-            total += self._detections.count_boxes(items, epoch)
-        return total
+            boxes += self._detections.count_boxes(items, epoch)
+            images += len(items)
+        return boxes, images
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, and how many batches of the pass lie before it."""

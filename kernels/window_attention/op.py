@@ -1,12 +1,15 @@
-"""The public shifted-window attention and its checks."""
+"""The public shifted-window attention, its checks, and its operators ``heddle::window_attention_*``."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from kernels.backend import runs_triton
-from kernels.window_attention import reference
+from kernels.dropout import new_seed
+from kernels.library import LIBRARY, first_order, implement
+from kernels.window_attention import reference, tuning
 from kernels.window_attention.geometry import Geometry
 
 PadMode = Literal["pad_then_roll", "roll_then_pad"]
@@ -30,12 +33,17 @@ def window_attention(
     The map goes in as the projection of its queries, keys and values left it and comes out in place: padding, cyclic
     shift, partition and the mask between the parts that a shift brings together are index arithmetic.
 
+    On CUDA tensors this is a Triton kernel that holds neither windows nor scores, forward or backward; it takes
+    float16, bfloat16 and float32, the last in TensorFloat-32 if torch's ``set_float32_matmul_precision`` allows it, and
+    head_dims that are multiples of 8 from 16 to 64. Under autocast ``qkv`` is cast as torch's own attention casts its
+    inputs. Gradients are deterministic, those of ``bias``, ``qkv_padding`` and ``logit_scale`` too.
+
     Args:
         qkv: (batch, height, width, 3 · channels), floating point: queries, keys and values, each head by head, as one
             linear layer makes them; contiguous in the last dimension.
         bias: ((2 · window height - 1) · (2 · window width - 1), num_heads): the table of what is added to the scores,
-            by the offset of query and key: row ``(row offset + window height - 1) · (2 · window width - 1) + column offset
-            + window width - 1``. None for none.
+            by the offset of query and key: row ``(row offset + window height - 1) · (2 · window width - 1) + column
+            offset + window width - 1``. None for none.
         window_size: Rows and columns of a window, or one number for both. A map that it does not divide is padded at
             the bottom and at the right.
         shift: Rows and columns that the map is rolled by, upwards and to the left, before it is cut, in [0, window).
@@ -58,11 +66,22 @@ def window_attention(
     _check_map(qkv, num_heads, window, shift, pad_mode)
     _check_scores(qkv, bias, qkv_padding, logit_scale, num_heads, window)
     _check_numbers(scale, logit_scale, dropout_p)
-    geometry = Geometry(qkv.shape[1], qkv.shape[2], window, shift, pad_mode == "roll_then_pad")
     scale = (qkv.shape[3] // (3 * num_heads)) ** -0.5 if scale is None else float(scale)
     if not runs_triton(qkv, "window_attention"):
+        geometry = Geometry(qkv.shape[1], qkv.shape[2], window, shift, pad_mode == "roll_then_pad")
         return reference.window_attention(qkv, bias, geometry, num_heads, scale, qkv_padding, logit_scale, dropout_p)
-    raise NotImplementedError("the Triton path")
+    _check_triton(qkv, num_heads)
+    device = qkv.device
+    if torch.is_autocast_enabled(device.type):
+        qkv = qkv.to(torch.get_autocast_dtype(device.type))
+    tensors = (
+        qkv,
+        None if bias is None else bias.float().contiguous(),
+        None if qkv_padding is None else qkv_padding.to(qkv.dtype).contiguous(),
+        None if logit_scale is None else logit_scale.float().contiguous(),
+        new_seed(device) if dropout_p > 0.0 else None,
+    )
+    return _WindowAttention.apply(*tensors, window, shift, pad_mode == "roll_then_pad", num_heads, scale, dropout_p)
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -132,3 +151,138 @@ def _check_numbers(scale: float | None, logit_scale: Tensor | None, dropout_p: f
         raise ValueError(f"scale must be positive and finite, got {scale}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def _check_triton(qkv: Tensor, num_heads: int) -> None:
+    """Raise a ValueError if the Triton kernels do not take the head_dim."""
+    head_dim = qkv.shape[3] // (3 * num_heads)
+    if head_dim % 8 or not 16 <= head_dim <= tuning.LARGEST_HEAD_DIM:
+        raise ValueError(
+            f"qkv has head_dim {head_dim}, {qkv.shape[3]} channels of {num_heads} heads; the Triton kernels take "
+            f'multiples of 8 from 16 to {tuning.LARGEST_HEAD_DIM}. kernels.use_backend("torch") takes any'
+        )
+
+
+INPUTS = (
+    "Tensor qkv, Tensor? bias, Tensor? qkv_padding, Tensor? logit_scale, Tensor? seed, SymInt[2] window, "
+    "SymInt[2] shift, bool roll_first, SymInt num_heads, float scale, float dropout_p"
+)
+LIBRARY.define(f"window_attention_forward({INPUTS}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    f"window_attention_backward(Tensor grad_output, Tensor? output, Tensor? lse, bool[4] needed, {INPUTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+class _WindowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, *inputs: Any) -> Tensor:
+        output, lse = torch.ops.heddle.window_attention_forward(*inputs)
+        # The backward of a window of one tile makes both again.
+        kept = (output, lse) if _has_tiles(inputs[5]) else (None, None)
+        context.save_for_backward(*inputs[:5], *kept)
+        context.settings = inputs[5:]
+        return output
+
+    @staticmethod
+    def backward(context: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        needed = context.needs_input_grad[:4]
+        *inputs, output, lse = context.saved_tensors
+        grads = first_order(
+            "window_attention",
+            torch.ops.heddle.window_attention_backward,
+            grad_output,
+            None if output is None else output.detach(),
+            lse,
+            needed,
+            *inputs,
+            *context.settings,
+        )
+        return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), *(None,) * 7
+
+
+def _has_tiles(window: tuple[int, int]) -> bool:
+    """Return whether a window is more than one tile."""
+    return window[0] * window[1] > tuning.LARGEST_TILE
+
+
+def _windows(qkv: Any, window: tuple[int, int]) -> int:
+    """Return the number of windows of a batch of maps, from the shape of ``qkv``."""
+    return qkv[0] * -(-qkv[1] // window[0]) * -(-qkv[2] // window[1])
+
+
+def _problem(*inputs: Any) -> Any:
+    from kernels.window_attention.problem import Problem
+
+    qkv, *tensors, window, shift, roll_first, num_heads, scale, dropout_p = inputs
+    geometry = Geometry(qkv.shape[1], qkv.shape[2], tuple(window), tuple(shift), roll_first)
+    return Problem(qkv, *tensors, geometry, num_heads, scale, dropout_p)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Implement ``heddle::window_attention_forward``; its second result is empty for windows of one tile."""
+    output, lse = _forward_fake(*inputs)
+    if output.numel():
+        from kernels.window_attention import forward
+
+        forward.forward(_problem(*inputs), output, lse if lse.numel() else None)
+    return output, lse
+
+
+@torch.library.register_fake("heddle::window_attention_forward", lib=LIBRARY)
+def _forward_fake(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    window, num_heads = rest[4], rest[7]
+    tokens = window[0] * window[1]
+    return (
+        torch.empty((*qkv.shape[:3], qkv.shape[3] // 3), dtype=qkv.dtype, device=qkv.device),
+        torch.empty(
+            (_windows(qkv.shape, window), num_heads, tokens) if _has_tiles(window) else (0,),
+            dtype=torch.float32,
+            device=qkv.device,
+        ),
+    )
+
+
+def _backward(
+    grad_output: Tensor, output: Tensor | None, lse: Tensor | None, needed: list[bool], *inputs: Any
+) -> tuple[Tensor, ...]:
+    """Implement ``heddle::window_attention_backward``: gradients of the first four inputs, empty where not needed."""
+    if not grad_output.numel():
+        return tuple(grad.zero_() for grad in _backward_fake(grad_output, output, lse, needed, *inputs))
+    from kernels.window_attention import backward
+
+    grads = backward.backward(_problem(*inputs), output, lse, grad_output.contiguous(), needed)
+    return tuple(grad_output.new_empty(0) if grad is None else grad for grad in grads)
+
+
+@torch.library.register_fake("heddle::window_attention_backward", lib=LIBRARY)
+def _backward_fake(
+    grad_output: Tensor, output: Tensor | None, lse: Tensor | None, needed: list[bool], *inputs: Any
+) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device) if wanted else grad_output.new_empty(0)
+        for tensor, wanted in zip(inputs[:4], needed, strict=True)
+    )
+
+
+implement("window_attention_forward", _forward)
+implement("window_attention_backward", _backward)
+
+
+def _product_flops(qkv: torch.Size, window: tuple[int, int]) -> int:
+    """Return the operations of one product over all tokens and channels, queries with keys or weights with values."""
+    return 2 * _windows(qkv, window) * (window[0] * window[1]) ** 2 * (qkv[3] // 3)
+
+
+@register_flop_formula(torch.ops.heddle.window_attention_forward)
+def _forward_flops(qkv: torch.Size, *rest: Any, **_: Any) -> int:
+    """Count the two products over whole windows, as an implementation that pads and cuts the map has them."""
+    return 2 * _product_flops(qkv, rest[4])
+
+
+@register_flop_formula(torch.ops.heddle.window_attention_backward)
+def _backward_flops(
+    grad_output: torch.Size, output: torch.Size, lse: torch.Size, needed: list[bool], *inputs: Any, **_: Any
+) -> int:
+    """Count five products: the scores again, and two for each of the forward's."""
+    return 5 * _product_flops(inputs[0], inputs[5])

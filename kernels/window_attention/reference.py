@@ -87,7 +87,7 @@ def _forward(
         for rows, index in parts:
             work.load(map_rows, index)
             torch.bmm(work.dropped(work.weights(index), examples, index), work.value, out=attended[rows])
-        _take(attended.view(-1, work.head_dim), work.places(work.layout.output_places, examples), output[examples])
+        work.take(attended.view(-1, work.head_dim), work.places(work.layout.output_places, examples), output[examples])
     return output
 
 
@@ -115,7 +115,7 @@ def _backward(
             size = rows.stop - rows.start
             work.load(map_rows, index)
             weights = work.weights(index)
-            _take(grad_rows, work.layout.output_rows[index].flatten(), upstream[:size])
+            work.take(grad_rows, work.layout.output_rows[index].flatten(), upstream[:size])
             torch.bmm(work.dropped(weights, examples, index).mT, upstream[:size], out=grads[2, rows])
             scores = torch.bmm(upstream[:size], work.value.mT, out=grad_scores[:size])
             scores = work.dropped(scores, examples, index).mul_(weights)
@@ -125,7 +125,7 @@ def _backward(
             torch.bmm(scores, work.key, out=grads[0, rows])
             torch.bmm(scores.mT, work.query, out=grads[1, rows])
             work.scale_back(grads[0, rows], grads[1, rows], grad_logit)
-        _take(grads.view(-1, work.head_dim), work.places(work.layout.qkv_places, examples), grad_qkv[examples])
+        work.take(grads.view(-1, work.head_dim), work.places(work.layout.qkv_places, examples), grad_qkv[examples])
         if qkv_padding is not None:
             grad_padding += work.padded(grads, examples).sum((0, 2))
     return (
@@ -184,6 +184,8 @@ class _Work:
     def windows(self, count: int) -> Tensor:
         """Return room for ``count`` times the windows of a group, (count, matrices, tokens, head_dim)."""
         matrices = self.layout.examples * self.layout.qkv_rows.shape[1] * self.heads
+        if self.dtype != self.qkv.dtype:
+            self.narrow = self.qkv.new_empty(count * matrices * self.tokens, self.head_dim)
         return self.new(count, matrices, self.tokens, self.head_dim)
 
     def groups(self) -> Iterator[tuple[slice, Tensor, list[tuple[slice, tuple[slice, slice]]]]]:
@@ -212,7 +214,7 @@ class _Work:
         rows = self.layout.qkv_rows[index].flatten()
         size = len(rows) // self.tokens
         for part, buffer in enumerate(self.buffers):
-            _take(map_rows[part * self.heads :], rows, buffer[:size])
+            self.take(map_rows[part * self.heads :], rows, buffer[:size])
         self.query, self.key, self.value = (buffer[:size] for buffer in self.buffers)
         if self.logit_scale is None:
             self.query.mul_(self.scale)
@@ -223,6 +225,19 @@ class _Work:
         ]
         self.key.div_(self.norms[1])
         self._by_head(self.query.div_(self.norms[0])).mul_(self.logit_scale)
+
+    def take(self, rows: Tensor, index: Tensor, out: Tensor) -> None:
+        """Gather rows into ``out``, contiguous; one of the two may be of the map's dtype, in which rows are moved."""
+        flat = out.view(-1, self.head_dim)
+        if rows.dtype == out.dtype:
+            torch.index_select(rows, 0, index, out=flat)
+            return
+        # Room that is used again and again costs no page faults.
+        narrow = self.narrow[: len(rows) if rows.dtype == self.dtype else len(flat)]
+        if rows.dtype == self.dtype:
+            torch.index_select(narrow.copy_(rows), 0, index, out=flat)
+        else:
+            flat.copy_(torch.index_select(rows, 0, index, out=narrow))
 
     def scale_back(self, grad_query: Tensor, grad_key: Tensor, grad_logit: Tensor) -> None:
         """Turn the gradients of what ``load`` left into those of what it read, in place; use up ``query``."""
@@ -281,14 +296,6 @@ class _Work:
 
 def _computed(qkv: Tensor) -> torch.dtype:
     return torch.promote_types(qkv.dtype, torch.float32)
-
-
-def _take(rows: Tensor, index: Tensor, out: Tensor) -> None:
-    """Gather rows into ``out``, contiguous, of this or another dtype."""
-    if rows.dtype == out.dtype:
-        torch.index_select(rows, 0, index, out=out.view(-1, rows.shape[1]))
-    else:
-        out.view(-1, rows.shape[1]).copy_(rows.index_select(0, index))
 
 
 def _expand(table: Tensor, window: tuple[int, int]) -> Tensor:

@@ -15,6 +15,11 @@ from kernels.layer_norm import forward as layer_norm_forward
 from kernels.layer_norm import tuning as layer_norm_tuning
 from kernels.linear_cross_entropy import forward as cross_entropy_forward
 from kernels.linear_cross_entropy import tuning as cross_entropy_tuning
+from kernels.window_attention import backward as window_backward
+from kernels.window_attention import forward as window_forward
+from kernels.window_attention import tuning as window_tuning
+from kernels.window_attention.geometry import Geometry
+from kernels.window_attention.problem import Problem as WindowProblem
 
 # The table does not tell bfloat16 from float16.
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -31,7 +36,7 @@ def name_of(dtype):
 
 def cases() -> list[Case]:
     """Return the calls of all rooms."""
-    return [*attention_cases(), *layer_norm_cases(), *linear_cross_entropy_cases()]
+    return [*attention_cases(), *layer_norm_cases(), *linear_cross_entropy_cases(), *window_attention_cases()]
 
 
 # Attention: each entry on the GPUs that it is for. One that serves with and without bias and dropout is compiled with
@@ -211,4 +216,71 @@ def loss_and_gradient(vocabulary, dtype, everything):
         label_smoothing=0.1 if everything else 0.0,
         ignore_index=-100,
         gradient=everything,
+    )
+
+
+# Window attention: everything at once (rolled and then padded, cosines, a table, dropout), and for windows of one tile
+# also what most layers of Swin are: a table and a shift. A backward is one kernel or three.
+
+WINDOWS = {16: (3, 5), 32: (5, 5), 64: (7, 7), 192: (12, 12)}
+
+
+def window_attention_cases() -> Iterator[Case]:
+    calls = {"forward": attend_windows, "backward": attend_windows_backward}
+    shapes = dict.fromkeys(shape for _, shape, _ in window_tuning.entries())
+    for shape in shapes:
+        for direction, call in calls.items():
+            kinds = [kind for kind in window_tuning.kinds(shape) if kind.startswith(direction)]
+            entries = [window_tuning.entry(kind, shape) for kind in kinds]
+            tiles = (
+                f"{entry.block_queries}x{entry.block_keys} w{entry.num_warps} s{entry.num_stages}" for entry in entries
+            )
+            for everything in (True, False) if shape.tile == 64 else (True,):
+                yield Case(
+                    "window_attention",
+                    f"{direction} {', '.join(tiles)}",
+                    f"tile {shape.tile}, head_dim {shape.block_head_dim}, shift, table"
+                    + (", padding, cosine, dropout" if everything else ""),
+                    name_of(DTYPES[shape.itemsize]),
+                    partial(call, shape, everything),
+                    targets=GPUS[shape.architecture],
+                    # An HGMMA makes 64 rows, in four warps.
+                    hgmma=shape.tile >= 64,
+                )
+
+
+def window_problem(shape, everything):
+    window, heads, dtype = WINDOWS[shape.tile], 4, DTYPES[shape.itemsize]
+    height, width = (3 * side + everything for side in window)
+    stacked = 3 * heads * shape.block_head_dim
+    return WindowProblem(
+        qkv=meta(2, height, width, stacked, dtype=dtype),
+        table=meta((2 * window[0] - 1) * (2 * window[1] - 1), heads),
+        qkv_padding=meta(stacked, dtype=dtype) if everything else None,
+        logit_scale=meta(heads) if everything else None,
+        seed=meta(1, dtype=torch.int64) if everything else None,
+        geometry=Geometry(height, width, window, (window[0] // 2, window[1] // 2), roll_first=everything),
+        heads=heads,
+        scale=shape.block_head_dim**-0.5,
+        dropout_p=0.1 if everything else 0.0,
+    )
+
+
+def window_results(problem):
+    """Return a tensor like the output, and one like its log-sum-exp where the forward keeps both."""
+    qkv = problem.arguments["qkv_pointer"]
+    output = meta(*qkv.shape[:3], problem.channels, dtype=qkv.dtype)
+    return output, meta(problem.windows, problem.heads, problem.tile) if problem.tile > 64 else None
+
+
+def attend_windows(shape, everything):
+    problem = window_problem(shape, everything)
+    window_forward.forward(problem, *window_results(problem))
+
+
+def attend_windows_backward(shape, everything):
+    problem = window_problem(shape, everything)
+    output, lse = window_results(problem)
+    window_backward.backward(
+        problem, None if lse is None else output, lse, output, [True, True, everything, everything]
     )
