@@ -24,7 +24,7 @@ train-images: $(STAMP)  ## Train the default image classifier on the built-in co
 	$(BIN)/python -m experiments fit -c experiments/configs/classification/synthetic.yaml
 
 test: $(STAMP)  ## Run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("experiments.cli", "write predictions: predict --ckpt_path CHECKPOINT [-c CONFIG]"),
     "translate": ("experiments.translate", "translate lines: translate --checkpoint CHECKPOINT < lines"),
     "classify": ("experiments.classify", "tell what images show: classify --checkpoint CHECKPOINT IMAGE ..."),
+    "detect": ("experiments.detect", "find objects: detect --checkpoint CHECKPOINT IMAGE ..."),
     "attend": (
         "experiments.attend",
         "draw attention maps: attend --checkpoint CHECKPOINT (--text TEXT | --image FILE)",

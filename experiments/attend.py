@@ -1,17 +1,22 @@
-"""``python -m experiments attend``: pictures of what a translator or an image classifier attends to.
+"""``python -m experiments attend``: pictures of what a translator, an image classifier or a detector attends to.
 
     python -m experiments attend --checkpoint runs/my_run --text "the animal did not cross the street because ..."
     python -m experiments attend --checkpoint X --text "..." --target "..." --heads all --layer all --output figures/it
     python -m experiments attend --checkpoint deit_small.pth --image photo.jpg --output figures/photo
+    python -m experiments attend --checkpoint detr-r50-e632da11.pth --image photo.jpg --points 120,80 300,200
 
 Of a translator three pictures, each as PNG and PDF: the encoder's self-attention, the decoder's self-attention, and its
 cross-attention. Without ``--target`` the model's own translation is shown.
 
 Of a ViT, DeiT or CaiT the attention of the class token (and of the distillation token) over the image, and the rollout
 through all layers, each as PNG and PDF; the weights themselves are in ``PREFIX_weights.npz``.
+
+Of a DETR the attention of the decoder's last layer over the image for each object that it finds, and that of the
+encoder's last layer from points of the image, likewise.
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,22 +29,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf")
-TASKS = {"text": "translation", "image": "classification"}
-"""Option that says what to attend to -> task of the checkpoints that do."""
+TASKS = {"translation": "text", "classification": "image", "detection": "image"}
+"""Task of a checkpoint -> option that says what to attend to."""
 _ONLY_WITH = {
     "text": ("target", "beam", "length_penalty"),
-    "image": ("image_size", "crop", "crop_mode"),
+    "image": ("image_size", "crop", "crop_mode", "points", "threshold"),
 }
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command's options."""
     parser = CommandParser(
-        "python -m experiments attend", "Draw the attention of a translator for a sentence, or of a ViT for an image."
+        "python -m experiments attend",
+        "Draw the attention of a translator for a sentence, or of a ViT or a DETR for an image.",
     )
     add = parser.add_argument
     add("--checkpoint", required=True,
-        help="checkpoint file, directory of a run (its best, else its last), or public weights of a ViT")  # fmt: skip
+        help="checkpoint file, a run's directory (its best, else its last), or public weights")  # fmt: skip
     add("--text", help="the source sentence")
     add("--image", metavar="FILE", help="the image")
     add("--layer", default="last", help="a layer's number from 1, last, or all")
@@ -55,6 +61,10 @@ def build_parser() -> CommandParser:
     add("--length-penalty", type=float, metavar="ALPHA",
         help="with --text: GNMT length penalty of that translation (default: 0.6)")  # fmt: skip
     add_preprocessing_options(parser, "with --image: ")
+    add("--points", nargs="+", metavar="X,Y",
+        help="of a detector: points to look at its encoder from, in pixels (default: the best objects)")  # fmt: skip
+    add("--threshold", type=float, metavar="SCORE",
+        help="of a detector: least score of the objects (default: 0.7, 0.3 of sigmoids)")  # fmt: skip
     add("--device", choices=DEVICES, default="auto", help="where to compute")
     return parser
 
@@ -69,9 +79,11 @@ def check_options(options: argparse.Namespace) -> str:
         UsageError: A value is out of its range, or an option belongs to the other task.
     """
     if options.text is None and options.image is None:
-        raise UsageError("what to attend to is missing: --text for a translator, --image for an image classifier")
+        raise UsageError(
+            "what to attend to is missing: --text for a translator, --image for an image classifier or a detector"
+        )
     if options.text is not None and options.image is not None:
-        raise UsageError("--text is for a translator and --image for an image classifier; leave one of the two out")
+        raise UsageError("--text is for a translator, --image for a classifier or a detector; leave one of the two out")
     kind, other = ("text", "image") if options.text is not None else ("image", "text")
     for name in _ONLY_WITH[other]:
         if getattr(options, name) is not None:
@@ -127,19 +139,37 @@ def save_figure(figure: "Figure", prefix: str, name: str) -> list[Path]:
 def _command(argv: list[str]) -> None:
     options = build_parser().parse_args(argv)
     kind = check_options(options)
-    if kind == "text":
-        from experiments import attend_translation as pictures
-    else:
-        from experiments import attend_image as pictures  # type: ignore[no-redef]
+    pictures = import_module("experiments.attend_translation" if kind == "text" else "experiments.attend_image")
     pictures.check_options(options)
     path = find_weights(options.checkpoint)
     task = checkpoint_task(path)
-    if task not in (None, TASKS[kind]):
-        right = next((f"--{option}" for option, its_task in TASKS.items() if its_task == task), None)
-        instead = f"give {right} instead of --{kind}" if right else "attend draws translators and image classifiers"
+    if task is not None and TASKS.get(task) != kind:
+        right = TASKS.get(task)
+        instead = f"give --{right} instead of --{kind}" if right else f"attend draws those of {', '.join(TASKS)}"
         raise UsageError(f'the task of "{path}" is {task}: {instead}')
+    if kind == "image" and _is_detector(path, task):
+        pictures = import_module("experiments.attend_detection")
+        pictures.check_options(options)
+    elif kind == "image":
+        _refuse_detector_options(options)
     for file in pictures.write_pictures(path, options):
         print(file)
+
+
+def _is_detector(path: Path, task: str | None) -> bool:
+    """Return whether a checkpoint, or a file of public weights, is one of a detector."""
+    if task is not None:
+        return task == "detection"
+    from lit_models.pretrained.detr import is_public_detector
+
+    return is_public_detector(path)
+
+
+def _refuse_detector_options(options: argparse.Namespace) -> None:
+    """Raise a UsageError if an option of detectors is given for another network."""
+    for name in ("points", "threshold"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for detectors; the checkpoint is one of an image classifier")
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from lit_models.classification.checkpoint import load_checkpoint
 from lit_models.classification.network import Classifier
 from lit_models.pretrained import load_pretrained
 
-COMMAND_OF = {"translation": "translate", "classification": "classify"}
+COMMAND_OF = {"translation": "translate", "classification": "classify", "detection": "detect"}
 """Task of a checkpoint -> command that uses it."""
 _PUBLIC_FILES = ("model.safetensors", "pytorch_model.bin")
 

@@ -254,7 +254,8 @@ class HeddleCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         columns = getattr(self.model, "prediction_columns", ())
-        written = write_predictions(predictions, self._directory, columns)
+        json = getattr(self.model, "predictions_are_json", False)
+        written = write_predictions(predictions, self._directory, columns, json=json)
         print(f"run directory  {self._directory}")
         if written:
             print(f"predictions    {written}")

@@ -17,6 +17,7 @@ from experiments.arguments import Arguments, Override, needs_checkpoint
 from experiments.errors import UsageError, near_miss
 from experiments.type_hints import (
     accepts_list,
+    accepts_mapping,
     accepts_scalar,
     describe,
     factory_classes,
@@ -292,6 +293,8 @@ class _Checker:
                 key = next(iter(self._entries(node, path, source)), (node, node))[0]
                 name = key.value if isinstance(key, yaml.ScalarNode) else ""
                 raise UsageError(f'unknown key "{_join(path, name)}": "{path}" is {describe(hint)}{source.at(node)}')
+            return None
+        if accepts_mapping(hint) and not any(key.value in _CLASS_KEYS for key, _ in self._entries(node, path, source)):
             return None
         self._object(node, bases, path, source, factories)
         return None

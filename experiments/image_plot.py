@@ -3,7 +3,7 @@
 Figures are made without pyplot, as those of :mod:`experiments.attention_plot`, and are written by its ``save``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,22 @@ class Overlay:
     Attributes:
         weights: ``(rows, columns)``, a weight for each patch.
         title: Above the panel.
+        marks: Draws over the panel, in pixels of the image; None draws nothing.
     """
 
     weights: Tensor
     title: str
+    marks: Callable[[Axes], None] | None = None
 
 
-def draw_overlays(image: Tensor, overlays: Sequence[Overlay], title: str, subtitle: str, bar_title: str) -> Figure:
+def draw_overlays(
+    image: Tensor,
+    overlays: Sequence[Overlay],
+    title: str,
+    subtitle: str,
+    bar_title: str,
+    marks: Callable[[Axes], None] | None = None,
+) -> Figure:
     """Draw an image, and beside it the same in grey under the weights of its patches, with one color scale for all.
 
     Args:
@@ -56,6 +65,7 @@ def draw_overlays(image: Tensor, overlays: Sequence[Overlay], title: str, subtit
         title: Above the figure.
         subtitle: Below the title.
         bar_title: What the colors mean.
+        marks: Draws over the image, in its pixels; None draws nothing.
 
     Returns:
         The figure.
@@ -77,7 +87,11 @@ def draw_overlays(image: Tensor, overlays: Sequence[Overlay], title: str, subtit
         bottom = total_height - _MARGIN / 2 - head - (row + 1) * (height + caption) - row * _GAP
         box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
         axes = _image_axes(figure, box, overlay.title if overlay else "the network's input")
-        axes.imshow(overlaid(image, overlay.weights / top_weight) if overlay else _pixels(image), aspect="auto")
+        pixels = overlaid(image, overlay.weights / top_weight) if overlay else _pixels(image)
+        axes.imshow(pixels, aspect="auto", extent=(-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5))
+        draw = overlay.marks if overlay else marks
+        if draw is not None:
+            draw(axes)
     bar_left = _MARGIN + columns * (width + _GAP) + 0.02
     bottom = total_height - _MARGIN / 2 - head - height - caption
     _color_bar(figure, (bar_left / total_width, bottom / total_height, 0.1 / total_width, height / total_height),

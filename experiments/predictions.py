@@ -40,7 +40,9 @@ def merge_predictions(parts: list[Any]) -> list[Any]:
     return merged
 
 
-def write_predictions(predictions: Any, directory: Path, columns: Sequence[str] = ()) -> Path | None:
+def write_predictions(
+    predictions: Any, directory: Path, columns: Sequence[str] = (), *, json: bool = False
+) -> Path | None:
     """Write predictions into a run directory.
 
     Args:
@@ -48,17 +50,21 @@ def write_predictions(predictions: Any, directory: Path, columns: Sequence[str] 
             sorted by length give ``(line number, text)`` pairs; they are put back into the order of the lines.
         directory: The run directory.
         columns: What the texts hold, separated by tabs, if they are rows of a table.
+        json: The texts are items of a list in JSON, several of them with a comma between; an empty one has none.
 
     Returns:
         ``predictions.txt`` with one line each if all are texts, or ``predictions.tsv`` with the columns' names in its
-        first line; else ``predictions.pt``; None if there are none.
+        first line, or ``predictions.json`` with the list; else ``predictions.pt``; None if there are none.
     """
     if not predictions:
         return None
     flat = list(_flatten(predictions))
     if flat and all(isinstance(item, tuple) for item in flat):
         flat = [text for _, text in sorted(flat)]
-    if flat and all(isinstance(item, str) for item in flat):
+    if json:
+        path = directory / "predictions.json"
+        path.write_text("[\n" + ",\n".join(item for item in flat if item) + "\n]\n", encoding="utf-8")
+    elif flat and all(isinstance(item, str) for item in flat):
         path = directory / ("predictions.tsv" if columns else "predictions.txt")
         head = ["\t".join(columns)] if columns else []
         path.write_text("".join(f"{item}\n" for item in [*head, *flat]), encoding="utf-8")

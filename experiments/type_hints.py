@@ -17,7 +17,14 @@ from experiments.errors import UsageError, near_miss
 _PLAIN = (int, float, complex, str, bytes, bool, dict, list, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, frozenset, Iterable, Sequence)
 # Their classes may be named without their module; they hand on names lazily, so that an import is cheap.
-_PROJECT = ("lit_models", "lit_models.classification", "datamodules", "datamodules.image", "experiments.callbacks")
+_PROJECT = (
+    "lit_models",
+    "lit_models.classification",
+    "lit_models.detection",
+    "datamodules",
+    "datamodules.image",
+    "experiments.callbacks",
+)
 
 
 def members(hint: Any) -> list[Any]:
@@ -69,6 +76,11 @@ def without_first(function: Callable[..., Any], count: int) -> dict[str, Any]:
     """Return the parameters of a class or function, less those that the code gives by position."""
     given = list(inspect.signature(function).parameters)[:count]
     return {name: kind for name, kind in parameters_of(function)[0].items() if name not in given}
+
+
+def accepts_mapping(hint: Any) -> bool:
+    """Whether a type accepts a mapping of any keys beside the objects that a config may describe in its place."""
+    return any(kind is dict or get_origin(kind) in (dict, Mapping) for kind in members(hint))
 
 
 def tuple_length(hint: Any) -> int | None:

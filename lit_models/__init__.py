@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_models.classification.module import ClassificationModule
+    from lit_models.detection.module import DetectionModule
     from lit_models.translation.module import TranslationModule
 
-_MODULE_OF = {"ClassificationModule": "classification.module", "TranslationModule": "translation.module"}
-__all__ = ["ClassificationModule", "TranslationModule"]
+_MODULE_OF = {
+    "ClassificationModule": "classification.module",
+    "DetectionModule": "detection.module",
+    "TranslationModule": "translation.module",
+}
+__all__ = ["ClassificationModule", "DetectionModule", "TranslationModule"]
 
 
 def __getattr__(name: str) -> Any:

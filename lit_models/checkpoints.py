@@ -81,7 +81,7 @@ def entry_of(checkpoint: Mapping[str, Any], task: str, path: Path) -> Mapping[st
 
     Args:
         checkpoint: What the file holds.
-        task: ``translation`` or ``classification``.
+        task: ``translation``, ``classification`` or ``detection``.
         path: The file, for messages.
 
     Raises:

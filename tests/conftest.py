@@ -2,6 +2,10 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers beside each other, one core each, and so the programs that they start.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 

@@ -21,7 +21,10 @@ TABLES = {
         "test/accuracy_class",
         "test/accuracy_distillation",
     ),
+    "detection_runs": ("test/AP", "test/AP50", "test/AP75", "test/APs", "test/APm", "test/APl", "test/AR100"),
 }
+# What tells the task: a metric that every test of it logs.
+_TOLD_BY = {"test/bleu": "runs", "test/accuracy": "classification_runs", "test/AP": "detection_runs"}
 
 
 def main(argv: list[str]) -> int:
@@ -58,14 +61,14 @@ def summarize(directory: Path) -> tuple[str, dict[str, Any]]:
         command = (directory / "command.txt").read_text(encoding="utf-8").split()
         with (directory / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        tested = [row for row in rows if row.get("test/loss")][-1]
+        told, tested = [(name, row) for row in rows for name in _TOLD_BY if row.get(name)][-1]
     except (OSError, IndexError) as error:
         raise ValueError(f"{directory} is not the directory of a run that was tested: {error}") from error
     begun = (directory / "command.txt").stat().st_mtime
     ended = (directory / "metrics.csv").stat().st_mtime
     changed = (directory / "git.diff").stat().st_size > 0
     gpus = environment["gpus"]
-    table = "runs" if "test/bleu" in tested else "classification_runs"
+    table = _TOLD_BY[told]
     row = {
         "date": datetime.datetime.fromtimestamp(begun, datetime.UTC).strftime("%Y-%m-%d"),
         "commit": git[0].removeprefix("commit: ")[:10] + ("+" if changed else ""),
@@ -76,7 +79,7 @@ def summarize(directory: Path) -> tuple[str, dict[str, Any]]:
         "steps": max(int(row["step"]) for row in rows),
         "minutes": round((ended - begun) / 60, 1),
     }
-    if table == "classification_runs":  # distillation is judged over seeds
+    if table != "runs":  # distillation is judged over seeds
         row["seed"] = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["seed_everything"]
     row |= {name: round(float(tested[name]), 4) if tested.get(name) else "" for name in TABLES[table]}
     return table, row

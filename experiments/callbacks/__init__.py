@@ -10,6 +10,7 @@ _WHERE = {
     "GracefulStop": "graceful_stop",
     "RNGState": "rng_state",
     "RunRecord": "run_record",
+    "ShowDetections": "show_detections",
     "ShowImages": "show_images",
     "ShowTranslations": "show_translations",
     "StepProgressBar": "progress",

@@ -31,7 +31,7 @@ class StopOnNonFinite(Callback):
             raise ValueError(f"every_n_steps must be at least 1; got {every_n_steps}")
         self.every_n_steps = every_n_steps
         # Number, step and examples of the latest batches; reading the examples waits until they are asked for.
-        self._recent: deque[tuple[int, int, Tensor | None]] = deque(maxlen=every_n_steps + 1)
+        self._recent: deque[tuple[int, int, Tensor | tuple[int, ...] | None]] = deque(maxlen=every_n_steps + 1)
         self._batches = 0
         self._first_bad: Tensor | None = None  # number of the first bad batch on the device, -1 if none
         self._bad_loss: Tensor | None = None
@@ -39,7 +39,8 @@ class StopOnNonFinite(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember which examples the batch holds."""
         self._batches += 1
-        self._recent.append((self._batches, trainer.global_step + 1, getattr(batch, "indices", None)))
+        examples = getattr(batch, "indices", getattr(batch, "image_ids", None))
+        self._recent.append((self._batches, trainer.global_step + 1, examples))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check the loss, or note on the device that it is bad.
@@ -124,14 +125,17 @@ class StopOnNonFinite(Callback):
             )
 
 
-def describe_examples(indices: Tensor | None) -> str:
+def describe_examples(examples: Tensor | tuple[int, ...] | None) -> str:
     """Return which examples a batch holds.
 
     Args:
-        indices: Their numbers, any shape; None if the batch does not say.
+        examples: Their numbers: a tensor of any shape, counted from 0, or ids of images; None if the batch does not
+            say.
     """
-    if indices is None:
+    if examples is None:
         return "its batch does not say which examples it holds"
-    numbers = indices.flatten().tolist()
+    counted = isinstance(examples, Tensor)
+    numbers = examples.flatten().tolist() if isinstance(examples, Tensor) else list(examples)
     more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
-    return f"examples {', '.join(map(str, numbers[:_SHOWN]))}{more} (counted from 0)"
+    listed = ", ".join(map(str, numbers[:_SHOWN]))
+    return f"examples {listed}{more} (counted from 0)" if counted else f"image ids {listed}{more}"

@@ -41,6 +41,7 @@ class RunRecord(Callback):
         self._wandb_id = wandb_id
         self.config_path: Path | None = None
         self.evaluated: tuple[str, int, int, Any] | None = None
+        self._step: int | None = None  # of training, unless the latest batch is one of an evaluation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the record, once, on the first process."""
@@ -48,8 +49,8 @@ class RunRecord(Callback):
             self.config_path = self.run.record(self._config, self._command, self._parent, trainer.precision)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note that training has begun."""
-        self.started = True
+        """Note that training has begun, and how far it is."""
+        self.started, self._step = True, trainer.global_step + 1
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -57,14 +58,17 @@ class RunRecord(Callback):
         """Note that evaluation has begun, and how far it is."""
         self.started = True
         stage = _STAGES.get(trainer.state.stage, "validation")
-        self.evaluated = (stage, trainer.global_step, batch_idx, getattr(batch, "indices", None))
+        examples = getattr(batch, "indices", getattr(batch, "image_ids", None))
+        self.evaluated, self._step = (stage, trainer.global_step, batch_idx, examples), None
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start
 
     @property
     def place(self) -> str:
-        """Where the latest evaluation is: stage, step, batch and examples."""
+        """Where the run is: the step of training; or stage, step, batch and examples of an evaluation."""
+        if self._step is not None:
+            return f"step {self._step}"
         if self.evaluated is None:
             return "before the first evaluation"
         stage, step, number, indices = self.evaluated

@@ -7,8 +7,8 @@ With the weights ``P``, the dropout mask over 1 - p ``D``, and ``O`` the output,
 
 The scores are computed again from the map. Nothing is added atomically: programs that sum over windows write one
 partial sum each, and these are added in one order, so that two runs agree bit for bit. A window of at most 64 tokens is
-one tile, and one kernel does all of it; larger ones have a kernel for query rows, one for key rows and one for tiles of
-the bias.
+one tile, and one kernel does all of it where its registers suffice (``tuning.is_fused``); otherwise there is a kernel
+for query rows, one for key rows and one for tiles of the bias.
 """
 
 import torch
@@ -48,7 +48,7 @@ def _sum_pairs(
 def table_gradient(problem: Problem, partial: Tensor) -> Tensor:
     """Return the gradient of the table from that of its expansion, (splits, heads, tile, tile) float32."""
     height, width, *_ = problem.arguments["GEOMETRY"]
-    gradient = torch.empty_like(problem.table)
+    gradient = problem.partial((2 * height - 1) * (2 * width - 1), problem.heads)
     queries = triton.next_power_of_2(height * width)
     offsets = max(1, tuning.SUMMED // queries)
     _sum_pairs[(triton.cdiv(gradient.shape[0], offsets) * problem.heads,)](
@@ -75,7 +75,7 @@ def backward(
 
     Args:
         problem: The inputs.
-        output: The forward's, (batch, height, width, channels); None for windows of one tile.
+        output: The forward's, (batch, height, width, channels); None where one kernel does all.
         lse: The forward's, likewise.
         grad_output: (batch, height, width, channels), contiguous.
         needed: Which gradients are wanted: of qkv, the table, what padded tokens hold, and the logit scale.

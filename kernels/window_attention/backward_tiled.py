@@ -1,11 +1,11 @@
-"""The backward of windows of several tiles, from the forward's log-sum-exp: query rows, key rows, tiles of the bias."""
+"""The backward in three kernels, from the forward's log-sum-exp: query rows, key rows, tiles of the bias."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels import random
-from kernels.window_attention.backward_window import add_padded, through_norms
+from kernels.window_attention.backward_window import store_gradient, through_norms
 from kernels.window_attention.forward import (
     CHANGING,
     expanded_table,
@@ -143,6 +143,7 @@ def window_attention_backward_query(
                 )
                 gradient = tl.dot(grad_scores.to(key.dtype), key, gradient, input_precision=PRECISION)
             if COSINE:
+                query = load_tokens(qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
                 gradient, along = through_norms(gradient, query, query_norms[:, None], 1)
                 grad_logit_scale += along
             if grad_qkv_pointer is not None:
@@ -162,7 +163,7 @@ def window_attention_backward_key_value(
     delta_pointer,
     grad_output_pointer,  # (batch, height, width, channels), contiguous
     grad_qkv_pointer,  # (batch, height, width, 3 · channels), contiguous, of which keys and values are written, or None
-    grad_padding_pointer,  # (programs per head, 2 · channels) float32, written: of keys and values, or None
+    grad_padding_pointer,  # (windows · blocks, 2 · channels) float32, written: of keys and values, or None
     stride_batch,
     stride_row,
     stride_column,
@@ -193,12 +194,9 @@ def window_attention_backward_key_value(
     strides = (stride_batch, stride_row, stride_column)
     head, block, first, last = share(heads, TILE // BLOCK_N, windows, windows_each)
     keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    depth = tl.arange(0, BLOCK_D)
     column = head * HEAD_DIM
     if COSINE:
         scale = tl.load(logit_scale_pointer + head)
-    grad_fill_key = tl.zeros([BLOCK_D], tl.float32)
-    grad_fill_value = tl.zeros([BLOCK_D], tl.float32)
     for window in range(first, last):
         places, pixels, held = locate(keys, window, extent, strides, GEOMETRY)
         key = load_tokens(qkv_pointer, column + channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
@@ -241,19 +239,23 @@ def window_attention_backward_key_value(
             grad_value = tl.dot(dropped.to(grad_output.dtype), grad_output, grad_value, input_precision=PRECISION)
             grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision=PRECISION)
         if COSINE:
+            key = load_tokens(qkv_pointer, column + channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
             grad_key, _along = through_norms(grad_key, key, key_norms[:, None], 1)
-        grad_key *= scale
-        if grad_qkv_pointer is not None:
-            rows = pixels * (3 * channels)
-            store_tokens(grad_qkv_pointer, column + channels, rows, held, grad_key, HEAD_DIM, BLOCK_D)
-            store_tokens(grad_qkv_pointer, column + 2 * channels, rows, held, grad_value, HEAD_DIM, BLOCK_D)
-        if grad_padding_pointer is not None:
-            grad_fill_key = add_padded(grad_fill_key, grad_key, keys, held, TOKENS)
-            grad_fill_value = add_padded(grad_fill_value, grad_value, keys, held, TOKENS)
-    if grad_padding_pointer is not None:
-        sums = grad_padding_pointer + (tl.program_id(0) // heads).to(tl.int64) * 2 * channels + column + depth
-        tl.store(sums, grad_fill_key, mask=depth < HEAD_DIM)
-        tl.store(sums + channels, grad_fill_value, mask=depth < HEAD_DIM)
+        for part in tl.static_range(2):
+            store_gradient(
+                grad_qkv_pointer,
+                grad_padding_pointer,
+                grad_value if part else grad_key * scale,
+                column + (part + 1) * channels,
+                channels,
+                pixels,
+                window * (TILE // BLOCK_N) + block,
+                keys,
+                held,
+                TOKENS,
+                HEAD_DIM,
+                BLOCK_D,
+            )
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -364,7 +366,7 @@ def launch(
         logit_scale: Whether that of the logit scale is.
 
     Returns:
-        The partial sums of those three, as of the backward of one tile.
+        The partial sums of those three, as of the backward in one kernel, the second of windows and blocks.
     """
     heads, tile = problem.heads, problem.tile
     delta = problem.partial(*lse.shape)
@@ -386,7 +388,8 @@ def launch(
     fills = biases = None
     if grad_qkv is not None or padding:
         launch = problem.launch("backward_key_value")
-        fills = problem.partial(launch.rows, 2 * problem.channels) if padding else None
+        blocks = launch.rows // launch.splits
+        fills = problem.partial(problem.windows * blocks, 2 * problem.channels) if padding else None
         window_attention_backward_key_value[launch.grid](
             grad_qkv_pointer=grad_qkv, grad_padding_pointer=fills, **shared, **launch.options
         )

@@ -25,14 +25,14 @@ from kernels.window_attention.problem import Problem
 @triton.jit
 def through_norms(
     gradient,  # of normalised rows, float32
-    rows,  # these, laid out alike
+    rows,  # before that, laid out alike
     norms,  # inverse, broadcasting to them
     AXIS: tl.constexpr,
 ):
-    """Return the gradient of the rows before that, and the products of the rows with theirs along ``AXIS``."""
-    rows = rows.to(tl.float32)
-    along = tl.sum(rows * gradient, AXIS, keep_dims=True)
-    return (gradient - rows * along) * norms, along
+    """Return the gradient of the rows, and the products of normalised rows with their gradients along ``AXIS``."""
+    unit = rows.to(tl.float32) * norms
+    along = tl.sum(unit * gradient, AXIS, keep_dims=True)
+    return (gradient - unit * along) * norms, along
 
 
 @triton.jit
@@ -60,16 +60,28 @@ def load_transposed(
 
 
 @triton.jit
-def add_padded(
-    sums,  # (BLOCK_D,) float32
-    gradient,  # (N, BLOCK_D)
+def store_gradient(
+    grad_qkv_pointer,  # or None
+    grad_padding_pointer,  # (rows, 2 · channels) float32, or None
+    gradient,  # (N, BLOCK_D), of keys or values
+    column,  # where they begin in a token
+    channels,
+    pixels,  # (N,) int64
+    row,  # of the sums over padded tokens
     tokens,  # (N,)
     there,  # (N,)
     TOKENS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """Add the gradients of the window's tokens that the map does not have."""
-    padded = (tokens < TOKENS) & (there == 0)
-    return sums + tl.sum(tl.where(padded[:, None], gradient, 0.0), 0)
+    """Write a gradient to the tokens that the map has, and its sum over the others: kept, it would take registers."""
+    if grad_qkv_pointer is not None:
+        store_tokens(grad_qkv_pointer, column, pixels * (3 * channels), there, gradient, HEAD_DIM, BLOCK_D)
+    if grad_padding_pointer is not None:
+        padded = (tokens < TOKENS) & (there == 0)
+        depth = tl.arange(0, BLOCK_D)
+        sums = grad_padding_pointer + (tl.cast(row, tl.int64) * 2 - 1) * channels + column + depth
+        tl.store(sums, tl.sum(tl.where(padded[:, None], gradient, 0.0), 0), mask=depth < HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -82,7 +94,7 @@ def window_attention_backward_window(
     grad_output_pointer,  # (batch, height, width, channels), contiguous
     grad_qkv_pointer,  # (batch, height, width, 3 · channels), contiguous, written, or None
     grad_bias_pointer,  # (splits, heads, TILE, TILE) float32, written, or None
-    grad_padding_pointer,  # (splits, 2 · channels) float32, written: of keys and values, or None
+    grad_padding_pointer,  # (windows, 2 · channels) float32, written: of keys and values, or None
     grad_logit_scale_pointer,  # (splits, heads) float32, written, or None
     stride_batch,
     stride_row,
@@ -122,8 +134,6 @@ def window_attention_backward_window(
         bias = tl.load(bias_pointer + (head * TILE + tokens[None, :]) * TILE + tokens[:, None])
     grad_bias = tl.zeros([TILE, TILE], tl.float32)
     grad_logit_scale = tl.zeros([TILE, 1], tl.float32)
-    grad_fill_key = tl.zeros([BLOCK_D], tl.float32)
-    grad_fill_value = tl.zeros([BLOCK_D], tl.float32)
     for window in range(first, last):
         offsets, pixels, there = locate(tokens, window, extent, strides, GEOMETRY)
         query = load_tokens(qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
@@ -156,21 +166,47 @@ def window_attention_backward_window(
             dropped = tl.where(kept, weights * keep_scale, 0.0)
             grad_weights = tl.where(kept, grad_weights * keep_scale, 0.0)
         grad_value = tl.dot(dropped.to(grad_output.dtype), grad_output, input_precision=PRECISION)
+        store_gradient(
+            grad_qkv_pointer,
+            grad_padding_pointer,
+            grad_value,
+            column + 2 * channels,
+            channels,
+            pixels,
+            window,
+            tokens,
+            there,
+            TOKENS,
+            HEAD_DIM,
+            BLOCK_D,
+        )
         delta = tl.sum(weights * grad_weights, 0)
         grad_scores = weights * (grad_weights - delta[None, :])
         if grad_bias_pointer is not None:
             grad_bias += grad_scores
         rounded = grad_scores.to(query.dtype)
         grad_key = tl.dot(rounded, query, input_precision=PRECISION)
+        # Keys and queries are read again, from a cache: held since the scores, they take registers, and a transposed
+        # tile takes them in every warp.
         if COSINE:
+            key = load_tokens(qkv_pointer, column + channels, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
             grad_key, along = through_norms(grad_key, key, key_norms[:, None], 1)
             grad_logit_scale += along
-        grad_key *= scale
+        store_gradient(
+            grad_qkv_pointer,
+            grad_padding_pointer,
+            grad_key * scale,
+            column + channels,
+            channels,
+            pixels,
+            window,
+            tokens,
+            there,
+            TOKENS,
+            HEAD_DIM,
+            BLOCK_D,
+        )
         if grad_qkv_pointer is not None:
-            rows = pixels * (3 * channels)
-            store_tokens(grad_qkv_pointer, column + channels, rows, there, grad_key, HEAD_DIM, BLOCK_D)
-            store_tokens(grad_qkv_pointer, column + 2 * channels, rows, there, grad_value, HEAD_DIM, BLOCK_D)
-            # Read again, from a cache: a transposed key takes registers in every warp for as long as it is held.
             key_t = load_transposed(
                 qkv_pointer, column + channels, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE
             )
@@ -178,23 +214,19 @@ def window_attention_backward_window(
                 key_t = (key_t.to(tl.float32) * key_norms[None, :]).to(key.dtype)
             grad_query_t = tl.dot(key_t, rounded, input_precision=PRECISION)
             if COSINE:
-                grad_query_t, _along = through_norms(grad_query_t, tl.trans(query), query_norms[None, :], 0)
+                query_t = load_transposed(
+                    qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE
+                )
+                grad_query_t, _along = through_norms(grad_query_t, query_t, query_norms[None, :], 0)
             tl.store(
-                grad_qkv_pointer + column + rows[None, :] + depth[:, None],
+                grad_qkv_pointer + column + (pixels * (3 * channels))[None, :] + depth[:, None],
                 (grad_query_t * scale).to(grad_qkv_pointer.dtype.element_ty),
                 mask=there[None, :] & (depth[:, None] < HEAD_DIM),
             )
-        if grad_padding_pointer is not None:
-            grad_fill_key = add_padded(grad_fill_key, grad_key, tokens, there, TOKENS)
-            grad_fill_value = add_padded(grad_fill_value, grad_value, tokens, there, TOKENS)
 
     if grad_bias_pointer is not None:
         rows = ((split * heads + head).to(tl.int64) * TILE + tokens[None, :]) * TILE + tokens[:, None]
         tl.store(grad_bias_pointer + rows, grad_bias)
-    if grad_padding_pointer is not None:
-        sums = grad_padding_pointer + split.to(tl.int64) * 2 * channels + column + depth
-        tl.store(sums, grad_fill_key, mask=depth < HEAD_DIM)
-        tl.store(sums + channels, grad_fill_value, mask=depth < HEAD_DIM)
     if grad_logit_scale_pointer is not None:
         tl.store(grad_logit_scale_pointer + tl.program_id(0), tl.sum(grad_logit_scale))
 
@@ -214,12 +246,12 @@ def launch(
 
     Returns:
         The partial sums of those three, over their first dimension, None where not wanted: (splits, heads, tile, tile),
-        (rows, 2 · channels) and (rows, heads), float32.
+        (windows, 2 · channels) and (splits, heads), float32.
     """
     launch = problem.launch("backward_window")
     partials = (
         problem.partial(launch.splits, problem.heads, problem.tile, problem.tile) if table else None,
-        problem.partial(launch.rows, 2 * problem.channels) if padding else None,
+        problem.partial(problem.windows, 2 * problem.channels) if padding else None,
         problem.partial(launch.rows, problem.heads) if logit_scale else None,
     )
     window_attention_backward_window[launch.grid](

@@ -178,8 +178,7 @@ class _WindowAttention(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, *inputs: Any) -> Tensor:
         output, lse = torch.ops.heddle.window_attention_forward(*inputs)
-        # The backward of a window of one tile makes both again.
-        kept = (output, lse) if _has_tiles(inputs[5]) else (None, None)
+        kept = (output, lse) if lse.dim() == 3 else (None, None)
         context.save_for_backward(*inputs[:5], *kept)
         context.settings = inputs[5:]
         return output
@@ -201,9 +200,25 @@ class _WindowAttention(torch.autograd.Function):
         return *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True)), *(None,) * 7
 
 
-def _has_tiles(window: tuple[int, int]) -> bool:
-    """Return whether a window is more than one tile."""
-    return window[0] * window[1] > tuning.LARGEST_TILE
+def _is_fused(qkv: Tensor, *rest: Any) -> bool:
+    """Return whether the backward makes the forward's results again and needs none of them."""
+    _, _, logit_scale, seed, window, _, _, num_heads, *_ = rest
+
+    def with_padding(padded: bool) -> bool:
+        return tuning.is_fused(
+            tuning.Shape(
+                tuning.architecture(qkv.device),
+                qkv.element_size(),
+                tuning.tile(window[0] * window[1]),
+                tuning.block_head_dim(qkv.shape[3] // (3 * num_heads)),
+                tuning.features(logit_scale is not None, padded, seed is not None),
+            )
+        )
+
+    # The size of the map is asked only where it decides: a compiled graph then holds for any.
+    if with_padding(True) == with_padding(False):
+        return with_padding(False)
+    return with_padding(bool(qkv.shape[1] % window[0] or qkv.shape[2] % window[1]))
 
 
 def _windows(qkv: Any, window: tuple[int, int]) -> int:
@@ -214,18 +229,18 @@ def _windows(qkv: Any, window: tuple[int, int]) -> int:
 def _problem(*inputs: Any) -> Any:
     from kernels.window_attention.problem import Problem
 
-    qkv, *tensors, window, shift, roll_first, num_heads, scale, dropout_p = inputs
+    qkv, bias, qkv_padding, logit_scale, seed, window, shift, roll_first, num_heads, scale, dropout_p = inputs
     geometry = Geometry(qkv.shape[1], qkv.shape[2], tuple(window), tuple(shift), roll_first)
-    return Problem(qkv, *tensors, geometry, num_heads, scale, dropout_p)
+    return Problem(qkv, bias, qkv_padding, logit_scale, seed, geometry, num_heads, scale, dropout_p)
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Implement ``heddle::window_attention_forward``; its second result is empty for windows of one tile."""
+    """Implement ``heddle::window_attention_forward``; its second result is empty where the backward is one kernel."""
     output, lse = _forward_fake(*inputs)
     if output.numel():
         from kernels.window_attention import forward
 
-        forward.forward(_problem(*inputs), output, lse if lse.numel() else None)
+        forward.forward(_problem(*inputs), output, lse if lse.dim() == 3 else None)
     return output, lse
 
 
@@ -236,7 +251,7 @@ def _forward_fake(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return (
         torch.empty((*qkv.shape[:3], qkv.shape[3] // 3), dtype=qkv.dtype, device=qkv.device),
         torch.empty(
-            (_windows(qkv.shape, window), num_heads, tokens) if _has_tiles(window) else (0,),
+            (0,) if _is_fused(qkv, *rest) else (_windows(qkv.shape, window), num_heads, tokens),
             dtype=torch.float32,
             device=qkv.device,
         ),

@@ -65,6 +65,7 @@ class Problem:
             itemsize=qkv.element_size(),
             tile=self.tile,
             block_head_dim=tuning.block_head_dim(self.head_dim),
+            features=tuning.features(logit_scale is not None, geometry.has_padding, seed is not None),
         )
         self.arguments: dict[str, Any] = {
             "qkv_pointer": qkv,

@@ -1,4 +1,9 @@
-"""How the kernels of window attention are launched, by GPU, dtype, size of the window and head_dim."""
+"""How the kernels of window attention are launched, by GPU, dtype, window, head_dim and what is asked for.
+
+How the entries were chosen: every one compiles without a spilled register for the GPUs that it is for, with the most
+that it may be asked for (tests/kernels/resources.csv has what each uses). Where no launch of the backward that is one
+kernel does, there is no entry, and the backward is three kernels. **No entry was timed on a GPU yet.**
+"""
 
 import functools
 from collections.abc import Iterator
@@ -49,54 +54,92 @@ class Shape:
         itemsize: Bytes per element.
         tile: Tokens of a window, rounded up by :func:`tile`.
         block_head_dim: head_dim rounded up to a power of two.
+        features: What takes registers: PLAIN, COSINE, PADDED or DROPPED, the last that applies.
     """
 
     architecture: Architecture
     itemsize: int
     tile: int
     block_head_dim: int
+    features: int
 
 
-# architecture -> kind -> (bytes per element, largest tile, largest block of head_dim); 0 is for windows of many tiles.
-_ALL = {
-    "forward": {
-        (2, 16, 64): Entry(16, 16, 1, 2, 16),
-        (2, 32, 64): Entry(32, 32, 2, 2, 8),
-        (2, 64, 32): Entry(64, 64, 4, 2, 4),
-        (2, 64, 64): Entry(64, 64, 4, 2, 2),
-        (2, 0, 32): Entry(64, 64, 4, 2, 2),
-        (2, 0, 64): Entry(64, 64, 4, 2, 2),
-        (4, 16, 64): Entry(16, 16, 2, 2, 4),
-        (4, 32, 64): Entry(32, 32, 4, 2, 4),
-        (4, 64, 64): Entry(32, 32, 4, 2, 4),
-        (4, 0, 64): Entry(32, 32, 4, 2, 4),
+PLAIN, COSINE, PADDED, DROPPED = range(4)
+# Tokens of a window: any number.
+ANY = 1 << 30
+
+# architecture -> kind -> (bytes per element, largest tile, largest block of head_dim, last of the features).
+TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int, int, int], Entry]]] = {
+    "sm_90": {
+        "forward": {
+            (2, 16, 64, DROPPED): Entry(16, 16, 2, 2, 8),
+            (2, 32, 64, DROPPED): Entry(32, 32, 4, 2, 4),
+            (2, 64, 32, DROPPED): Entry(64, 64, 4, 2, 4),
+            (2, 64, 64, DROPPED): Entry(64, 64, 4, 2, 2),
+            (2, ANY, 32, DROPPED): Entry(64, 64, 4, 2, 2),
+            (2, ANY, 64, DROPPED): Entry(64, 64, 8, 1, 2),
+            (4, 16, 64, DROPPED): Entry(16, 16, 2, 2, 4),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 4, 1, 4),
+        },
+        "backward_window": {
+            (2, 16, 64, DROPPED): Entry(16, 16, 2, 1, 4),
+            (2, 32, 64, DROPPED): Entry(32, 32, 4, 1, 2),
+            (2, 64, 32, PLAIN): Entry(64, 64, 4, 1, 2),
+            (2, 64, 32, PADDED): Entry(64, 64, 8, 1, 1),
+            (4, 64, 32, COSINE): Entry(64, 64, 8, 1, 1),
+            (4, 16, 64, DROPPED): Entry(16, 16, 4, 1, 4),
+            (4, 32, 64, DROPPED): Entry(32, 32, 8, 1, 2),
+        },
+        "backward_query": {
+            (2, ANY, 32, DROPPED): Entry(64, 64, 4, 1, 2),
+            (2, ANY, 64, DROPPED): Entry(64, 64, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+        },
+        "backward_key_value": {
+            (2, ANY, 32, DROPPED): Entry(64, 64, 8, 1, 1),
+            (2, ANY, 64, DROPPED): Entry(32, 64, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(16, 32, 8, 1, 1),
+        },
+        "backward_bias": {
+            (2, ANY, 32, DROPPED): Entry(64, 64, 4, 1, 2),
+            (2, ANY, 64, DROPPED): Entry(64, 64, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(16, 32, 8, 1, 1),
+        },
     },
-    "backward_window": {
-        (2, 16, 64): Entry(16, 16, 1, 2, 16),
-        (2, 32, 64): Entry(32, 32, 2, 2, 8),
-        (2, 64, 32): Entry(64, 64, 4, 2, 2),
-        (2, 64, 64): Entry(64, 64, 8, 2, 2),
-        (4, 16, 64): Entry(16, 16, 2, 2, 4),
-        (4, 32, 64): Entry(32, 32, 4, 2, 4),
-        (4, 64, 64): Entry(64, 64, 16, 1, 1),
-    },
-    "backward_query": {
-        (2, 0, 32): Entry(64, 64, 4, 2, 2),
-        (2, 0, 64): Entry(64, 64, 8, 2, 2),
-        (4, 0, 64): Entry(32, 32, 8, 1, 4),
-    },
-    "backward_key_value": {
-        (2, 0, 32): Entry(64, 64, 4, 2, 2),
-        (2, 0, 64): Entry(64, 64, 8, 2, 2),
-        (4, 0, 64): Entry(32, 32, 8, 1, 4),
-    },
-    "backward_bias": {
-        (2, 0, 32): Entry(64, 64, 4, 2, 2),
-        (2, 0, 64): Entry(64, 64, 8, 2, 2),
-        (4, 0, 64): Entry(32, 32, 8, 1, 4),
+    "sm_80": {
+        "forward": {
+            (2, 16, 64, DROPPED): Entry(16, 16, 2, 2, 8),
+            (2, 32, 64, DROPPED): Entry(32, 32, 4, 2, 4),
+            (2, 64, 32, DROPPED): Entry(64, 64, 4, 2, 2),
+            (2, ANY, 32, DROPPED): Entry(64, 64, 8, 1, 1),
+            (2, ANY, 64, DROPPED): Entry(64, 32, 8, 1, 1),
+            (4, 16, 64, DROPPED): Entry(16, 16, 2, 2, 4),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 4, 1, 4),
+        },
+        "backward_window": {
+            (2, 16, 64, DROPPED): Entry(16, 16, 4, 1, 4),
+            (2, 32, 32, DROPPED): Entry(32, 32, 4, 1, 2),
+            (2, 64, 32, COSINE): Entry(64, 64, 8, 1, 1),
+            (4, 16, 64, DROPPED): Entry(16, 16, 4, 1, 4),
+            (4, 32, 32, DROPPED): Entry(32, 32, 8, 1, 2),
+        },
+        "backward_query": {
+            (2, ANY, 32, DROPPED): Entry(64, 32, 8, 1, 1),
+            (2, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+        },
+        "backward_key_value": {
+            (2, ANY, 32, DROPPED): Entry(32, 64, 8, 1, 1),
+            (2, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+        },
+        "backward_bias": {
+            (2, ANY, 32, DROPPED): Entry(64, 32, 8, 1, 1),
+            (2, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+        },
     },
 }
-TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int, int], Entry]]] = {"sm_90": _ALL, "sm_80": _ALL}
 
 _forced: dict[Kind, Entry] = {}
 
@@ -113,36 +156,46 @@ def block_head_dim(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def entry(kind: Kind, shape: Shape) -> Entry:
-    """Return how a kernel is launched."""
-    if kind in _forced:
-        return _forced[kind]
-    table = TABLE[shape.architecture][kind]
-    large = shape.tile > LARGEST_TILE
-    return table[
-        min(
-            key
-            for key in table
-            if key[0] == shape.itemsize
-            and (key[1] == 0 if large else key[1] >= shape.tile)
-            and key[2] >= shape.block_head_dim
-        )
-    ]
+def features(cosine: bool, padded: bool, dropped: bool) -> int:
+    """Return the last of the features that applies."""
+    return DROPPED if dropped else PADDED if padded else COSINE if cosine else PLAIN
+
+
+def is_fused(shape: Shape) -> bool:
+    """Return whether the backward is one kernel, which needs nothing of the forward's results."""
+    return shape.tile <= LARGEST_TILE and bool(_fitting("backward_window", shape))
 
 
 def kinds(shape: Shape) -> tuple[Kind, ...]:
     """Return the kernels that a shape runs."""
-    if shape.tile > LARGEST_TILE:
-        return "forward", "backward_query", "backward_key_value", "backward_bias"
-    return "forward", "backward_window"
+    if is_fused(shape):
+        return "forward", "backward_window"
+    return "forward", "backward_query", "backward_key_value", "backward_bias"
+
+
+def entry(kind: Kind, shape: Shape) -> Entry:
+    """Return how a kernel is launched."""
+    if kind in _forced:
+        return _forced[kind]
+    return TABLE[shape.architecture][kind][min(_fitting(kind, shape))]
+
+
+def _fitting(kind: Kind, shape: Shape) -> list[tuple[int, int, int, int]]:
+    """Return the keys of the table that are for a shape; the least of them is the closest."""
+    itemsize, *sizes = shape.itemsize, shape.tile, shape.block_head_dim, shape.features
+    return [
+        key
+        for key in TABLE[shape.architecture][kind]
+        if key[0] == itemsize and all(largest >= size for largest, size in zip(key[1:], sizes, strict=True))
+    ]
 
 
 def entries() -> Iterator[tuple[Kind, Shape, Entry]]:
-    """Return every entry of the table with a shape that it is for."""
-    for architecture, kinds in TABLE.items():
-        for kind, table in kinds.items():
-            for (itemsize, largest, head_dim), found in table.items():
-                yield kind, Shape(architecture, itemsize, largest or 3 * LARGEST_TILE, head_dim), found
+    """Return every entry of the table with the largest shape that it is for, and with three tiles if it takes any."""
+    for architecture, table in TABLE.items():
+        for kind, keys in table.items():
+            for (itemsize, largest, head_dim, features), found in keys.items():
+                yield kind, Shape(architecture, itemsize, min(largest, 3 * LARGEST_TILE), head_dim, features), found
 
 
 @functools.cache

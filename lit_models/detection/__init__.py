@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lit_models.detection.criterion import SetCriterion
     from lit_models.detection.detr import DETR
     from lit_models.detection.evaluation import CocoScores
+    from lit_models.detection.module import DetectionModule
     from lit_models.detection.network import Detector, Predictions
     from lit_models.detection.postprocess import Detections
 
@@ -17,6 +18,7 @@ _MODULE_OF = {
     "CocoScores": "evaluation",
     "ConditionalDETR": "conditional",
     "DETR": "detr",
+    "DetectionModule": "module",
     "Detections": "postprocess",
     "Detector": "network",
     "Predictions": "network",
@@ -28,6 +30,7 @@ __all__ = [
     "ClassifierBackbone",
     "CocoScores",
     "ConditionalDETR",
+    "DetectionModule",
     "Detections",
     "Detector",
     "Predictions",

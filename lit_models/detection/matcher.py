@@ -125,7 +125,7 @@ def _bad_predictions(costs: np.ndarray, batch: DetectionBatch) -> str:
     images = [batch.image_ids[image] for image in np.flatnonzero(bad[layer].any(0))]
     return (
         f"the predictions are NaN or infinite from layer {layer + 1} of {len(bad)} on, "
-        f"there for {_list(images)} of the batch's {len(batch.counts)} images (image ids)"
+        f"there for the image ids {_list(images)} ({len(images)} of the batch's {len(batch.counts)} images)"
     )
 
 

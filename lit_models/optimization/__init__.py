@@ -8,6 +8,7 @@ from lit_models.optimization.schedules import (
     DeiTCosine,
     InverseSquareRoot,
     Schedule,
+    StepDecay,
     SwinCosine,
     WarmupCosine,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "InverseSquareRoot",
     "Lamb",
     "Schedule",
+    "StepDecay",
     "StepTotals",
     "SwinCosine",
     "WarmupCosine",

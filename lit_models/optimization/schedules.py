@@ -6,6 +6,8 @@ be: what needs a total takes it as an argument, so that resuming in the middle o
 
 import copy
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Self
 
 from lit_models.checks import check_at_least
@@ -40,6 +42,46 @@ class Constant(Schedule):
     def __call__(self, step: int) -> float:
         """Return ``min(1, (step + 1) / warmup_steps)``."""
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+
+class StepDecay(Schedule):
+    """The peak, multiplied by a factor from each milestone on, after an optional linear warm-up.
+
+    DETR drops to a tenth once, after 200 of 300 or 400 of 500 epochs (Carion et al. 2020, appendix A.4).
+
+    Args:
+        milestones: Ascending; steps, or epochs where ``steps_per_epoch`` is given. Step or epoch ``milestones[0]``,
+            counted from 0, is the first at the lower rate.
+        factor: Of the rate at each milestone, in (0, 1).
+        steps_per_epoch: Optimiser steps in an epoch; null if milestones are steps.
+        warmup_steps: Steps of linear warm-up.
+
+    Raises:
+        ValueError: If a number is impossible.
+    """
+
+    def __init__(
+        self,
+        milestones: Sequence[int],
+        factor: float = 0.1,
+        steps_per_epoch: int | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        check_at_least("warmup_steps", warmup_steps, 0)
+        if steps_per_epoch is not None:
+            check_at_least("steps_per_epoch", steps_per_epoch, 1)
+        if not 0.0 < factor < 1.0:
+            raise ValueError(f"factor must be above 0 and below 1, got {factor}")
+        self.milestones = [int(milestone) for milestone in milestones]
+        if any(first >= second for first, second in pairwise([0, *self.milestones])):
+            raise ValueError(f"milestones must be ascending and at least 1, got {self.milestones}")
+        self.factor, self.steps_per_epoch, self.warmup_steps = factor, steps_per_epoch, warmup_steps
+
+    def __call__(self, step: int) -> float:
+        """Return the factor of a step."""
+        rising = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        time = step // (self.steps_per_epoch or 1)
+        return rising * self.factor ** sum(time >= milestone for milestone in self.milestones)
 
 
 class InverseSquareRoot(Schedule):

@@ -1,12 +1,16 @@
 """Public checkpoints: one file per family, which reads it, renames it and says what it could not load.
 
-:func:`load_pretrained` recognises the family of a file; ``to_timm``, ``to_huggingface`` and ``to_torchvision`` go back.
+:func:`load_pretrained` recognises the family of a file of a classifier; ``to_timm``, ``to_huggingface`` and
+``to_torchvision`` go back. :func:`load_pretrained_detector` is for detectors; ``detector_to_official`` and
+``detector_to_huggingface`` go back.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_models.pretrained.detr import PretrainedDetector, load_pretrained_detector
+    from lit_models.pretrained.detr_writing import detector_to_huggingface, detector_to_official
     from lit_models.pretrained.huggingface import to_huggingface
     from lit_models.pretrained.loading import Pretrained, load_pretrained
     from lit_models.pretrained.timm import to_timm
@@ -14,12 +18,26 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Pretrained": "loading",
+    "PretrainedDetector": "detr",
+    "detector_to_huggingface": "detr_writing",
+    "detector_to_official": "detr_writing",
     "load_pretrained": "loading",
+    "load_pretrained_detector": "detr",
     "to_huggingface": "huggingface",
     "to_timm": "timm",
     "to_torchvision": "torchvision",
 }
-__all__ = ["Pretrained", "load_pretrained", "to_huggingface", "to_timm", "to_torchvision"]
+__all__ = [
+    "Pretrained",
+    "PretrainedDetector",
+    "detector_to_huggingface",
+    "detector_to_official",
+    "load_pretrained",
+    "load_pretrained_detector",
+    "to_huggingface",
+    "to_timm",
+    "to_torchvision",
+]
 
 
 def __getattr__(name: str) -> Any:

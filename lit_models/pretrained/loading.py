@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lit_models.classification.network import Classifier
 from lit_models.classification.registry import build
-from lit_models.pretrained.families import recognise
+from lit_models.pretrained.families import FAMILIES, recognise
 from lit_models.pretrained.family import Source, Wanted, Weights, Windows, pair
 from lit_models.pretrained.heads import select_rows
 from lit_models.pretrained.reading import read_checkpoint
@@ -85,7 +86,7 @@ def load_pretrained(
     size = None if image_size is None else pair(image_size)
     wanted = Wanted(size, num_heads, window_size, pretrained_window_size)
     try:
-        family, view = recognise(checkpoint)
+        family, view = recognise(checkpoint, FAMILIES)
         source = family.read(view)
         source.weights.unused.extend(view.outside)
         if head_rows is not None:
@@ -112,18 +113,11 @@ def _build(source: Source, num_classes: int | None, wanted: Wanted) -> Pretraine
         for module in architecture.heads:
             weights.drop(module.removesuffix("."))
     with torch.device("meta"):
-        _check_shapes(weights, build(architecture.network, classes if kept else 0, described))
+        check_shapes(weights, build(architecture.network, classes if kept else 0, described))
     settings = architecture.change(weights, described, wanted, source.rule)
     network = build(architecture.network, classes, settings)
     image_size: Any = settings.get("image_size") or wanted.image_size or facts.image_size
-    missing = [name for name in network.state_dict() if name not in weights.tensors]
-    lost = [name for name in missing if not name.startswith(architecture.heads)]
-    if lost:
-        raise ValueError(
-            f"the file is incomplete: there is nothing for {', '.join(lost[:4])} ({len(lost)} weights in all)"
-        )
-    with torch.no_grad():
-        network.load_state_dict(weights.tensors, strict=False)
+    missing = fill(network, weights, architecture.heads)
     return Pretrained(
         network.eval(),
         preprocessing(source.rule, facts, image_size),
@@ -158,7 +152,7 @@ def _head_notices(source: Source, own_classes: int | None, num_classes: int | No
     return []
 
 
-def _check_shapes(weights: Weights, network: Classifier) -> None:
+def check_shapes(weights: Weights, network: nn.Module) -> None:
     """Compare each weight with the network that the first of them describe.
 
     Raises:
@@ -173,3 +167,22 @@ def _check_shapes(weights: Weights, network: Classifier) -> None:
                 f"{weights.origin[name]!r} has shape {tuple(tensor.shape)}, but the other weights ask for "
                 f"{tuple(expected[name].shape)} as {name!r}"
             )
+
+
+def fill(network: nn.Module, weights: Weights, heads: tuple[str, ...]) -> list[str]:
+    """Copy weights into a network.
+
+    Returns:
+        The network's weights that are not there, all of its heads.
+
+    Raises:
+        ValueError: If a weight of the rest is not there.
+    """
+    missing = [name for name in network.state_dict() if name not in weights.tensors]
+    lost = [name for name in missing if not name.startswith(heads)]
+    if lost:
+        raise ValueError(
+            f"the file is incomplete: there is nothing for {', '.join(lost[:4])} ({len(lost)} weights in all)"
+        )
+    network.load_state_dict(weights.tensors, strict=False)
+    return missing

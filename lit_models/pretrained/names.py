@@ -89,7 +89,7 @@ def to_theirs(state: Mapping[str, Tensor], rows: Mapping[str, str], *, split: st
 
 
 def _stack(weights: Weights) -> None:
-    for name in [name for name in weights.tensors if ".attention.query." in name]:
+    for name in [name for name in weights.tensors if "attention.query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in _PARTS]
         for part in parts:
             if part not in weights.tensors:

@@ -24,7 +24,8 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # yacs, which Swin's training stores there, is read as the dictionary that it is: nothing of yacs is imported.
 _HARMLESS: list[Any] = [Namespace, (OrderedDict, "yacs.config.CfgNode")]
 _INNER = re.compile(r"^(?:module\.|_orig_mod\.)+")
-_OUTER = ("model.", "network.")
+# Of a LightningModule, of a module here, and of the panoptic DETR around its detector.
+_OUTER = ("model.", "network.", "detr.")
 _BFLOAT16 = "|V2"  # numpy's name for two bytes that it does not know
 
 
@@ -55,7 +56,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def without_wrapper(checkpoint: Checkpoint) -> list[Checkpoint]:
-    """Return the checkpoint, then what it holds under each prefix that a LightningModule gives its network."""
+    """Return the checkpoint, then what it holds under each prefix that a module around the network gives it."""
     views = [checkpoint]
     for prefix in _OUTER:
         inside = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}

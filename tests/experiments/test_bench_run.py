@@ -27,6 +27,15 @@ def run_directory(path, metrics):
 
 
 IMAGES = {"test/accuracy": 0.91234, "test/accuracy_top5": 0.99, "test/loss": 0.25}
+DETECTIONS = {
+    "test/AP": 0.61234,
+    "test/AP50": 0.9,
+    "test/AP75": 0.7,
+    "test/APs": 0.4,
+    "test/APm": 0.6,
+    "test/APl": -1.0,
+    "test/AR100": 0.65,
+}
 TRANSLATIONS = {
     "test/bleu": 30.0,
     "test/bleu_moses_lowercase": 31.0,
@@ -36,7 +45,10 @@ TRANSLATIONS = {
 }
 
 
-@pytest.mark.parametrize(("metrics", "table"), [(IMAGES, "classification_runs"), (TRANSLATIONS, "runs")])
+@pytest.mark.parametrize(
+    ("metrics", "table"),
+    [(IMAGES, "classification_runs"), (TRANSLATIONS, "runs"), (DETECTIONS, "detection_runs")],
+)
 def test_a_row_goes_to_the_tasks_table(tmp_path, monkeypatch, capsys, metrics, table):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     assert main([str(run_directory(tmp_path / "run", metrics)), "--record"]) == 0
@@ -45,8 +57,9 @@ def test_a_row_goes_to_the_tasks_table(tmp_path, monkeypatch, capsys, metrics, t
     assert row["config"] == "some/config.yaml" and row["steps"] == "7" and row["commit"] == "0123456789"
     for name, value in metrics.items():
         assert float(row[name]) == pytest.approx(value, abs=5e-5)
+    assert row.get("seed") == (None if table == "runs" else "3")
     if table == "classification_runs":
-        assert row["seed"] == "3" and row["test/accuracy_distillation"] == ""
+        assert row["test/accuracy_distillation"] == ""
 
 
 def test_a_run_that_was_not_tested(tmp_path, capsys):

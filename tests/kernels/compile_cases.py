@@ -219,68 +219,70 @@ def loss_and_gradient(vocabulary, dtype, everything):
     )
 
 
-# Window attention: everything at once (rolled and then padded, cosines, a table, dropout), and for windows of one tile
-# also what most layers of Swin are: a table and a shift. A backward is one kernel or three.
+# Window attention: each entry with the most that it is for, and with a table and a shift always. A backward is one
+# kernel or three.
 
 WINDOWS = {16: (3, 5), 32: (5, 5), 64: (7, 7), 192: (12, 12)}
+FEATURES = ("", ", cosine", ", cosine, padding", ", cosine, padding, dropout")
 
 
 def window_attention_cases() -> Iterator[Case]:
     calls = {"forward": attend_windows, "backward": attend_windows_backward}
-    shapes = dict.fromkeys(shape for _, shape, _ in window_tuning.entries())
-    for shape in shapes:
+    for shape in dict.fromkeys(shape for _, shape, _ in window_tuning.entries()):
         for direction, call in calls.items():
             kinds = [kind for kind in window_tuning.kinds(shape) if kind.startswith(direction)]
             entries = [window_tuning.entry(kind, shape) for kind in kinds]
-            tiles = (
-                f"{entry.block_queries}x{entry.block_keys} w{entry.num_warps} s{entry.num_stages}" for entry in entries
+            launches = (
+                f"{each.block_queries}x{each.block_keys} w{each.num_warps} s{each.num_stages}" for each in entries
             )
-            for everything in (True, False) if shape.tile == 64 else (True,):
-                yield Case(
-                    "window_attention",
-                    f"{direction} {', '.join(tiles)}",
-                    f"tile {shape.tile}, head_dim {shape.block_head_dim}, shift, table"
-                    + (", padding, cosine, dropout" if everything else ""),
-                    name_of(DTYPES[shape.itemsize]),
-                    partial(call, shape, everything),
-                    targets=GPUS[shape.architecture],
-                    # An HGMMA makes 64 rows, in four warps.
-                    hgmma=shape.tile >= 64,
-                )
+            yield Case(
+                "window_attention",
+                f"{direction} {', '.join(launches)}",
+                f"tile {shape.tile}, head_dim {shape.block_head_dim}, table, shift" + FEATURES[shape.features],
+                name_of(DTYPES[shape.itemsize]),
+                partial(call, shape),
+                targets=GPUS[shape.architecture],
+                # An HGMMA makes 64 rows.
+                hgmma=shape.tile >= 64,
+            )
 
 
-def window_problem(shape, everything):
+def window_problem(shape):
     window, heads, dtype = WINDOWS[shape.tile], 4, DTYPES[shape.itemsize]
-    height, width = (3 * side + everything for side in window)
+    cosine, padded, dropped = (
+        shape.features >= feature for feature in (window_tuning.COSINE, window_tuning.PADDED, window_tuning.DROPPED)
+    )
+    height, width = (3 * side + padded for side in window)
     stacked = 3 * heads * shape.block_head_dim
     return WindowProblem(
         qkv=meta(2, height, width, stacked, dtype=dtype),
         table=meta((2 * window[0] - 1) * (2 * window[1] - 1), heads),
-        qkv_padding=meta(stacked, dtype=dtype) if everything else None,
-        logit_scale=meta(heads) if everything else None,
-        seed=meta(1, dtype=torch.int64) if everything else None,
-        geometry=Geometry(height, width, window, (window[0] // 2, window[1] // 2), roll_first=everything),
+        qkv_padding=meta(stacked, dtype=dtype) if padded else None,
+        logit_scale=meta(heads) if cosine else None,
+        seed=meta(1, dtype=torch.int64) if dropped else None,
+        # Rolled first: a division more.
+        geometry=Geometry(height, width, window, (window[0] // 2, window[1] // 2), roll_first=padded),
         heads=heads,
         scale=shape.block_head_dim**-0.5,
-        dropout_p=0.1 if everything else 0.0,
+        dropout_p=0.1 if dropped else 0.0,
     )
 
 
 def window_results(problem):
-    """Return a tensor like the output, and one like its log-sum-exp where the forward keeps both."""
+    """Return a tensor like the output, and one like its log-sum-exp where the backward is three kernels."""
     qkv = problem.arguments["qkv_pointer"]
     output = meta(*qkv.shape[:3], problem.channels, dtype=qkv.dtype)
-    return output, meta(problem.windows, problem.heads, problem.tile) if problem.tile > 64 else None
+    fused = window_tuning.is_fused(problem.shape)
+    return output, None if fused else meta(problem.windows, problem.heads, problem.tile)
 
 
-def attend_windows(shape, everything):
-    problem = window_problem(shape, everything)
+def attend_windows(shape):
+    problem = window_problem(shape)
     window_forward.forward(problem, *window_results(problem))
 
 
-def attend_windows_backward(shape, everything):
-    problem = window_problem(shape, everything)
+def attend_windows_backward(shape):
+    problem = window_problem(shape)
     output, lse = window_results(problem)
-    window_backward.backward(
-        problem, None if lse is None else output, lse, output, [True, True, everything, everything]
-    )
+    needed = [True, True, shape.features >= window_tuning.PADDED, shape.features >= window_tuning.COSINE]
+    window_backward.backward(problem, None if lse is None else output, lse, output, needed)

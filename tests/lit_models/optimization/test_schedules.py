@@ -3,8 +3,9 @@
 import math
 
 import pytest
+import torch
 
-from lit_models.optimization import Constant, DeiTCosine, InverseSquareRoot, SwinCosine, WarmupCosine
+from lit_models.optimization import Constant, DeiTCosine, InverseSquareRoot, StepDecay, SwinCosine, WarmupCosine
 
 
 @pytest.mark.parametrize(("dim", "peak"), [(512, 6.99e-4), (1024, 4.94e-4)])
@@ -75,3 +76,19 @@ def test_deit_needs_the_peak():
 def test_impossible_values_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_step_decay_is_torchs_by_steps_and_by_epochs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs, rates = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 6], gamma=0.1), []
+    for _ in range(9):
+        rates.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    by_steps, by_epochs = StepDecay([4, 6]), StepDecay([2, 3], steps_per_epoch=2)
+    assert [by_steps(step) for step in range(9)] == pytest.approx(rates)
+    assert [by_epochs(step) for step in range(9)] == pytest.approx(rates)
+    assert [StepDecay([3], 0.5, warmup_steps=4)(step) for step in range(5)] == [0.25, 0.5, 0.75, 0.5, 0.5]
+    for wrong, message in (({"milestones": [2, 2]}, "ascending"), ({"milestones": [1], "factor": 1.0}, "below 1")):
+        with pytest.raises(ValueError, match=message):
+            StepDecay(**wrong)
