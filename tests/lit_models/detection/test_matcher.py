@@ -151,7 +151,8 @@ def test_predictions_that_are_no_numbers_are_named(field, value):
     predictions = make_predictions(4, 1, 4, 10, 6)
     with torch.no_grad():
         getattr(predictions, field)[2:, :, [1, 2]] = value  # image 2 has no objects to match
-    with pytest.raises(FloatingPointError, match=r"from layer 3 of 4 on, there for the image ids 101 \(1 of the batch's 4 images\)"):
+    said = r"from layer 3 of 4 on, there for the image ids 101 \(1 of the batch's 4 images\)"
+    with pytest.raises(FloatingPointError, match=said):
         match(predictions, batch)
 
 
