@@ -108,7 +108,8 @@ def window_attention_backward_query(
         if grad_qkv_pointer is not None or grad_logit_scale_pointer is not None:
             lse = tl.load(lse_pointer + statistics, mask=queries < TOKENS, other=float("inf"))
             query = load_tokens(qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
-            query, query_norms = normalized(query, COSINE)
+            if COSINE:
+                query, query_norms = normalized(query)
             gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
             for start in range(0, TILE, BLOCK_N):
                 keys = start + tl.arange(0, BLOCK_N)
@@ -119,7 +120,8 @@ def window_attention_backward_query(
                 value = load_tokens(
                     qkv_pointer, column + 2 * channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE
                 )
-                key, _key_norms = normalized(key, COSINE)
+                if COSINE:
+                    key, _key_norms = normalized(key)
                 bias = None
                 if bias_pointer is not None:
                     bias = tl.load(bias_pointer + (head * TILE + queries[:, None]) * TILE + keys[None, :])
@@ -201,7 +203,8 @@ def window_attention_backward_key_value(
         places, pixels, held = locate(keys, window, extent, strides, GEOMETRY)
         key = load_tokens(qkv_pointer, column + channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
         value = load_tokens(qkv_pointer, column + 2 * channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
-        key, key_norms = normalized(key, COSINE)
+        if COSINE:
+            key, key_norms = normalized(key)
         grad_key = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         grad_value = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
         for start in range(0, TILE, BLOCK_M):
@@ -214,7 +217,8 @@ def window_attention_backward_key_value(
             statistics = (tl.cast(window, tl.int64) * heads + head) * TOKENS + queries
             lse = tl.load(lse_pointer + statistics, mask=queries < TOKENS, other=float("inf"))
             delta = tl.load(delta_pointer + statistics, mask=queries < TOKENS, other=0.0)
-            query, _query_norms = normalized(query, COSINE)
+            if COSINE:
+                query, _query_norms = normalized(query)
             bias = None
             if bias_pointer is not None:
                 bias = tl.load(bias_pointer + (head * TILE + queries[None, :]) * TILE + keys[:, None])
@@ -313,8 +317,9 @@ def window_attention_backward_bias(
         places, _pixels, held = locate(keys, window, extent, strides, GEOMETRY)
         query = load_tokens(qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
         key = load_tokens(qkv_pointer, column + channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
-        query, _query_norms = normalized(query, COSINE)
-        key, _key_norms = normalized(key, COSINE)
+        if COSINE:
+            query, _query_norms = normalized(query)
+            key, _key_norms = normalized(key)
         value = load_tokens(qkv_pointer, column + 2 * channels, places, held, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
         grad_output = load_tokens(grad_output_pointer, column, rows * channels, there, None, HEAD_DIM, BLOCK_D, WHOLE)
         statistics = (tl.cast(window, tl.int64) * heads + head) * TOKENS + queries
@@ -369,13 +374,8 @@ def launch(
         The partial sums of those three, as of the backward in one kernel, the second of windows and blocks.
     """
     heads, tile = problem.heads, problem.tile
-    delta = problem.partial(*lse.shape)
-    shared = problem.arguments | {
-        "bias_pointer": expanded_table(problem),
-        "lse_pointer": lse,
-        "delta_pointer": delta,
-        "grad_output_pointer": grad_output,
-    }
+    made = {"bias_pointer": expanded_table(problem), "delta_pointer": problem.partial(*lse.shape)}
+    shared = problem.arguments | made | {"lse_pointer": lse, "grad_output_pointer": grad_output}
     launch = problem.launch("backward_query")
     logit_scales = problem.partial(launch.rows, heads) if logit_scale else None
     window_attention_backward_query[launch.grid](

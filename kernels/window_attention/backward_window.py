@@ -143,8 +143,9 @@ def window_attention_backward_window(
         )
         # Nobody reads the output of a padded token: its gradient is 0, and with it that of its query.
         grad_output = load_tokens(grad_output_pointer, column, pixels * channels, there, None, HEAD_DIM, BLOCK_D, WHOLE)
-        query, query_norms = normalized(query, COSINE)
-        key, key_norms = normalized(key, COSINE)
+        if COSINE:
+            query, query_norms = normalized(query)
+            key, key_norms = normalized(key)
         scores = scores_of(
             tl.dot(key, tl.trans(query), input_precision=PRECISION),
             tokens[None, :],

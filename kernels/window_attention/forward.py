@@ -137,15 +137,11 @@ def store_tokens(
 @triton.jit
 def normalized(
     tile,  # (N, BLOCK_D)
-    COSINE: tl.constexpr,
 ):
-    """Return rows divided by their norms, in their dtype, and one over the norms, (N,) float32; else rows and None."""
-    if COSINE:
-        rows = tile.to(tl.float32)
-        norms = 1.0 / tl.maximum(tl.sqrt(tl.sum(rows * rows, 1)), LEAST_NORM)
-        return (rows * norms[:, None]).to(tile.dtype), norms
-    else:
-        return tile, None
+    """Return rows divided by their norms, in their dtype, and one over the norms, (N,) float32."""
+    rows = tile.to(tl.float32)
+    norms = 1.0 / tl.maximum(tl.sqrt(tl.sum(rows * rows, 1)), LEAST_NORM)
+    return (rows * norms[:, None]).to(tile.dtype), norms
 
 
 @triton.jit
@@ -207,7 +203,8 @@ def _scores_and_values(
     offsets, _pixels, there = locate(keys, window, extent, strides, GEOMETRY)
     key = load_tokens(qkv_pointer, column + channels, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
     value = load_tokens(qkv_pointer, column + 2 * channels, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
-    key, _norms = normalized(key, COSINE)
+    if COSINE:
+        key, _norms = normalized(key)
     scores = scores_of(
         tl.dot(query, tl.trans(key), input_precision=PRECISION),
         queries[:, None],
@@ -273,7 +270,8 @@ def window_attention_forward(
     for window in range(first, last):
         offsets, pixels, there = locate(queries, window, extent, strides, GEOMETRY)
         query = load_tokens(qkv_pointer, column, offsets, there, padding_pointer, HEAD_DIM, BLOCK_D, WHOLE)
-        query, _norms = normalized(query, COSINE)
+        if COSINE:
+            query, _norms = normalized(query)
         row_keys = None
         if seed_pointer is not None:
             row_keys = random.row_keys(random.stream_key(seed_pointer, window * heads + head), queries[:, None])

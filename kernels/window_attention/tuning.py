@@ -98,12 +98,12 @@ TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int, int, int], Entry]]] = 
         "backward_key_value": {
             (2, ANY, 32, DROPPED): Entry(64, 64, 8, 1, 1),
             (2, ANY, 64, DROPPED): Entry(32, 64, 8, 1, 1),
-            (4, ANY, 64, DROPPED): Entry(16, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(16, 32, 4, 1, 2),
         },
         "backward_bias": {
-            (2, ANY, 32, DROPPED): Entry(64, 64, 4, 1, 2),
+            (2, ANY, 32, DROPPED): Entry(64, 64, 8, 1, 1),
             (2, ANY, 64, DROPPED): Entry(64, 64, 8, 1, 1),
-            (4, ANY, 64, DROPPED): Entry(16, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(16, 32, 4, 1, 2),
         },
     },
     "sm_80": {
@@ -117,7 +117,7 @@ TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int, int, int], Entry]]] = 
             (4, ANY, 64, DROPPED): Entry(32, 32, 4, 1, 4),
         },
         "backward_window": {
-            (2, 16, 64, DROPPED): Entry(16, 16, 4, 1, 4),
+            (2, 16, 32, DROPPED): Entry(16, 16, 2, 1, 4),
             (2, 32, 32, DROPPED): Entry(32, 32, 4, 1, 2),
             (2, 64, 32, COSINE): Entry(64, 64, 8, 1, 1),
             (4, 16, 64, DROPPED): Entry(16, 16, 4, 1, 4),
@@ -134,9 +134,10 @@ TABLE: dict[Architecture, dict[Kind, dict[tuple[int, int, int, int], Entry]]] = 
             (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
         },
         "backward_bias": {
+            (2, 16, 64, DROPPED): Entry(16, 16, 4, 1, 2),
             (2, ANY, 32, DROPPED): Entry(64, 32, 8, 1, 1),
             (2, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
-            (4, ANY, 64, DROPPED): Entry(32, 32, 8, 1, 1),
+            (4, ANY, 64, DROPPED): Entry(16, 32, 4, 1, 2),
         },
     },
 }

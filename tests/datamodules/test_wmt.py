@@ -414,8 +414,18 @@ def test_processes_take_their_shares(toy_corpus: Path, monkeypatch: pytest.Monke
 def test_the_package_imports_nothing_until_asked() -> None:
     code = "import sys, datamodules; dir(datamodules); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-    assert set(dir(datamodules)) == {"ImageBatch", "ImageNetDataModule", "TranslationBatch", "WMTDataModule"}
-    with pytest.raises(AttributeError, match="has no attribute 'WMT'; it has ImageBatch, ImageNetDataModule, "):
+    names = {
+        "COCODataModule",
+        "DetectionBatch",
+        "ImageBatch",
+        "ImageNetDataModule",
+        "TranslationBatch",
+        "WMTDataModule",
+    }
+    assert set(dir(datamodules)) == names
+    with pytest.raises(
+        AttributeError, match="has no attribute 'WMT'; it has COCODataModule, DetectionBatch, ImageBatch, "
+    ):
         _ = datamodules.WMT
 
 

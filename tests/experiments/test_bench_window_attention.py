@@ -136,7 +136,7 @@ def test_every_launch_entry_is_a_provider(monkeypatch):
     from kernels.window_attention import tuning
 
     small, large = tuning.Entry(16, 16, 1, 2, 4), tuning.Entry(64, 64, 4, 2, 4)
-    shape = tuning.Shape("sm_90", 2, 16, 16)
+    shape = tuning.Shape("sm_90", 2, 16, 16, tuning.PLAIN)
     entries = [("forward", small), ("forward", large), ("backward_window", small), ("backward_query", large)]
     monkeypatch.setattr(tuning, "entries", lambda: ((kind, shape, entry) for kind, entry in entries * 2))
     benchmark = dataclasses.replace(window_attention.BENCHMARK, cases=[CASES["shifted"]])
