@@ -86,7 +86,7 @@ def window_attention(
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """Return (rows, columns) of an argument that is one integer or two."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or not all(isinstance(size, int) for size in pair):
         raise ValueError(f"{name} must be an integer or two of them, (rows, columns), got {value!r}")
     return pair

@@ -431,6 +431,7 @@ MAP = torch.zeros(2, 6, 8, 36)
         ({"scale": 0.0}, "scale must be positive and finite, got 0.0"),
         ({"scale": float("inf")}, "scale must be positive and finite, got inf"),
         ({"scale": 1.0, "logit_scale": torch.ones(3)}, "give scale or logit_scale, not both"),
+        ({"shift": 1.0}, "shift must be an integer or two of them"),
         ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
     ],
 )
