@@ -152,7 +152,11 @@ class ClassifierBackbone(Backbone):
 def build_backbone(backbone: Backbone | Mapping[str, Any] | str) -> Backbone:
     """Return a backbone from itself, its settings, or the name of a ResNet.
 
+    Settings are the arguments of the class that ``type`` names. Those of a ``ClassifierBackbone`` are ``network``, a
+    name of the registry, and ``network_settings``; or ``weights``, a public checkpoint that brings both.
+
     Raises:
+        FileNotFoundError: If there is no such checkpoint.
         ValueError: If there is no such backbone, or it has no such settings.
     """
     if isinstance(backbone, Backbone):
@@ -163,6 +167,10 @@ def build_backbone(backbone: Backbone | Mapping[str, Any] | str) -> Backbone:
         if kind == "ResNetBackbone":
             return ResNetBackbone(**settings)
         if kind == "ClassifierBackbone":
+            if "weights" in settings:
+                from lit_models.pretrained import load_pretrained  # only for those who load weights
+
+                return ClassifierBackbone(load_pretrained(settings.pop("weights"), num_classes=0).network, **settings)
             network = build(settings.pop("network"), 0, settings.pop("network_settings"))
             return ClassifierBackbone(network, **settings)
     except (TypeError, KeyError) as error:

@@ -11,6 +11,7 @@ from lit_models.classification.resnet import ResNet
 from lit_models.classification.swin import SwinTransformer
 from lit_models.classification.vit import VisionTransformer
 from lit_models.detection.backbone import ClassifierBackbone, ResNetBackbone, build_backbone
+from lit_models.pretrained import to_timm
 
 
 def meta(**arguments):
@@ -177,3 +178,17 @@ def test_building():
     for wrong in ({"type": "VGG"}, {"nmae": "resnet18"}, {"type": "ClassifierBackbone"}):
         with pytest.raises(ValueError, match="backbone"):
             build_backbone(wrong)
+
+
+def test_public_weights_of_a_swin(tmp_path):
+    network = SwinTransformer(5, dim=16, depths=(2, 2, 2), num_heads=(1, 2, 4), padding="timm")
+    torch.save(to_timm(network), tmp_path / "swin.pth")
+    backbone = build_backbone({"type": "ClassifierBackbone", "weights": str(tmp_path / "swin.pth"), "stage": 1})
+    images = torch.rand(2, 3, 50, 70)
+    torch.testing.assert_close(backbone(images), network.forward_intermediates(images, [1])[0], rtol=0, atol=0)
+    # What a checkpoint holds builds it without the file.
+    again = build_backbone(json.loads(json.dumps(backbone.settings)))
+    again.load_state_dict(backbone.state_dict())
+    torch.testing.assert_close(again(images), backbone(images), rtol=0, atol=0)
+    with pytest.raises(FileNotFoundError, match="nothing.pth"):
+        build_backbone({"type": "ClassifierBackbone", "weights": str(tmp_path / "nothing.pth")})
