@@ -14,11 +14,11 @@ from datamodules.image.detection_annotations import Categories, Degenerate, Dete
 from datamodules.image.detection_geometry import EvaluationGeometry, TrainingGeometry
 from datamodules.image.detection_orders import DetectionOrder
 from datamodules.image.detection_reader import DetectionLoader, DetectionReader
-from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, triple
 from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder
 from datamodules.image.reader import OnBadImage
-from datamodules.imagenet import _NEEDED_SPLITS, _place, _triple
+from datamodules.loading import NEEDED_SPLITS, place
 
 Split = Literal["train", "valid", "test"]
 
@@ -141,7 +141,7 @@ class COCODataModule(pl.LightningDataModule):
         self.evaluation_geometry = EvaluationGeometry(eval_size or max(sizes), max_size)
         self.fast, self.aspect_groups = fast, aspect_groups
         self.ids, self.degenerate, self.on_bad_image = ids, degenerate, on_bad_image
-        self.mean, self.std = _triple(mean), _triple(std)
+        self.mean, self.std = triple(mean), triple(std)
         self.num_workers = num_workers
         self.seed = seed
         self.class_names: list[str] = []
@@ -175,7 +175,7 @@ class COCODataModule(pl.LightningDataModule):
             from datamodules.coco_download import COCO_2017, fetch_coco
 
             stage = self.trainer.state.fn if self.trainer is not None else None
-            needed = {self.images[split] for split in _NEEDED_SPLITS[stage.value if stage is not None else "fit"]}
+            needed = {self.images[split] for split in NEEDED_SPLITS[stage.value if stage is not None else "fit"]}
             fetch_coco(self.data_dir, [part for part in COCO_2017 if part in needed | {"annotations"}])
 
     def setup(self, stage: str) -> None:
@@ -192,7 +192,7 @@ class COCODataModule(pl.LightningDataModule):
         opened: dict[tuple[str, Path], DetectionImages] = {
             (self.images[name], self._annotations(name)): split for name, split in self._splits.items()
         }
-        for name in _NEEDED_SPLITS[stage]:
+        for name in NEEDED_SPLITS[stage]:
             key = (self.images[name], self._annotations(name))
             if key not in opened:
                 directory = self.data_dir / self.images[name]
@@ -203,7 +203,7 @@ class COCODataModule(pl.LightningDataModule):
             _refuse_other_classes(first.name, first.categories, other.name, other.categories)
         self.class_names, self.category_ids = list(first.categories.names), list(first.categories.ids)
         self._refuse_restored()
-        if "train" in _NEEDED_SPLITS[stage]:
+        if "train" in NEEDED_SPLITS[stage]:
             split = self._splits["train"]
             empty = int((split.starts[1:] == split.starts[:-1]).sum())
             rank_zero_info(
@@ -217,9 +217,9 @@ class COCODataModule(pl.LightningDataModule):
             return self.data_dir / named
         images = self.data_dir / self.images[split]
         places = [self.data_dir / "annotations" / f"instances_{images.name}.json", images / "_annotations.coco.json"]
-        for place in places:
-            if place.is_file():
-                return place
+        for found in places:
+            if found.is_file():
+                return found
         argument = "valid" if split == "test" and self.images["test"] == self.images["valid"] else split
         raise FileNotFoundError(
             f"there are no annotations of {images}: neither {places[0]} nor {places[1]}; name the images' directory "
@@ -233,7 +233,7 @@ class COCODataModule(pl.LightningDataModule):
             seed=self.seed,
             groups=self.aspect_groups,
             aspects=reader.aspects,
-            **_place(),
+            **place(),
         )
 
     def train_dataloader(self) -> DetectionLoader:
@@ -261,7 +261,7 @@ class COCODataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _evaluation_loader(self, split: Split) -> DetectionLoader:
-        order = EvaluationOrder(len(self._splits[split]), self.eval_batch_size, **_place())
+        order = EvaluationOrder(len(self._splits[split]), self.eval_batch_size, **place())
         # A validation of fewer batches than there are must score the same images every time.
         return self._loader(
             DetectionLoader(self._reader(split, training=False), order, restart=True, **self._loading())

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from datamodules.batches import ImageBatch
 from datamodules.image.crops import Crop, PaddedCrop, RandomResizedCrop
 from datamodules.image.erasing import RandomErasing
-from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocessing
+from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocessing, triple
 from datamodules.image.folder import ImageFolder, ImageSource
 from datamodules.image.host_transform import HostTransform
 from datamodules.image.mixing import Mixing
@@ -20,7 +20,7 @@ from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder, TrainingOrder
 from datamodules.image.reader import ImageLoader, ImageReader, OnBadImage, TrainingTransform
 from datamodules.image.shards import ShardedImages
-from datamodules.loading import keyed_seed
+from datamodules.loading import NEEDED_SPLITS, keyed_seed, place
 
 Split = Literal["train", "valid", "test"]
 
@@ -131,7 +131,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.repeated_augmentation = repeated_augmentation
-        self.mean, self.std = _triple(mean), _triple(std)
+        self.mean, self.std = triple(mean), triple(std)
         self.erasing, self.mixing = erasing, mixing
         self.on_bad_image = on_bad_image
         self.num_workers = num_workers
@@ -171,7 +171,7 @@ class ImageNetDataModule(pl.LightningDataModule):
 
             write_corpus(Path(self.data_dir))
         stage = self.trainer.state.fn if self.trainer is not None else None
-        for split in _NEEDED_SPLITS[stage.value if stage is not None else "fit"]:
+        for split in NEEDED_SPLITS[stage.value if stage is not None else "fit"]:
             self._open(split)
 
     def setup(self, stage: str) -> None:
@@ -184,7 +184,7 @@ class ImageNetDataModule(pl.LightningDataModule):
             FileNotFoundError: If a split is missing.
             ValueError: If there are fewer than two classes, or splits or a checkpoint that was loaded differ in them.
         """
-        sources = {split: self._open(split) for split in _NEEDED_SPLITS[stage]}
+        sources = {split: self._open(split) for split in NEEDED_SPLITS[stage]}
         self._sources.update(sources)
         first, *others = sources.values()
         for other in others:
@@ -218,7 +218,7 @@ class ImageNetDataModule(pl.LightningDataModule):
             seed=self.seed,
             copies=self.repeated_augmentation,
             bounds=source.bounds,
-            **_place(),
+            **place(),
         )
 
     def train_dataloader(self) -> ImageLoader:
@@ -239,7 +239,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _evaluation_loader(self, split: str) -> ImageLoader:
-        order = EvaluationOrder(len(self._sources[split]), self.eval_batch_size, **_place())
+        order = EvaluationOrder(len(self._sources[split]), self.eval_batch_size, **place())
         # A validation of fewer batches than there are must score the same images every time.
         return self._loader(self._reader(split, self.preprocessing), order, restart=True)
 
@@ -317,12 +317,6 @@ class ImageNetDataModule(pl.LightningDataModule):
             _refuse_other_classes("the checkpoint", self._restored, self.data_dir, self.class_names)
 
 
-_NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
-    "fit": ("train", "valid"),
-    "validate": ("valid",),
-    "test": ("test",),
-    "predict": ("test",),
-}
 _AUGMENTATION = 1  # the order of batches draws from the seed itself
 
 
@@ -334,18 +328,6 @@ def _training_crop(kind: str, scale: tuple[float, float], ratio: tuple[float, fl
     if not 0 < ratio[0] <= ratio[1]:
         raise ValueError(f"ratio={tuple(ratio)} must be two ratios above 0, the smaller first, such as (0.75, 1.33)")
     return RandomResizedCrop((scale[0], scale[1]), (ratio[0], ratio[1]))
-
-
-def _triple(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
-
-
-def _place() -> dict[str, int]:
-    """Returns this process's number and how many there are."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return {"rank": 0, "world_size": 1}
-    return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}
 
 
 def _refuse_other_classes(first: str, names: list[str], second: str, others: list[str]) -> None:

@@ -18,6 +18,21 @@ Indices = NDArray[np.int64]
 Batch = TypeVar("Batch")
 ReadBatch = TypeVar("ReadBatch", covariant=True)
 
+NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
+    "fit": ("train", "valid"),
+    "validate": ("valid",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+"""Splits that a stage of the Trainer reads."""
+
+
+def place() -> dict[str, int]:
+    """Returns this process's number, ``rank``, and how many there are, ``world_size``."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {"rank": 0, "world_size": 1}
+    return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}
+
 
 class BatchOrder(Protocol):
     """Says which items make up each batch of each epoch."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from datamodules.batches import TranslationBatch
-from datamodules.loading import ResumableLoader
+from datamodules.loading import NEEDED_SPLITS, ResumableLoader, place
 from datamodules.text.batching import TokenBatches
 from datamodules.text.corpora import fetch_corpus
 from datamodules.text.corpus import find_file
@@ -124,7 +124,7 @@ class WMTDataModule(pl.LightningDataModule):
             ValueError: If a file's content is not as it must be, or nothing can be written.
         """
         stage = self.trainer.state.fn if self.trainer is not None else None
-        needed = _NEEDED_SPLITS[stage.value] if stage is not None else ("train",)
+        needed = NEEDED_SPLITS[stage.value] if stage is not None else ("train",)
         if self.corpus == "directory":
             # Before anything is written: data_dir may be mistyped.
             for split in self._with_training(needed):
@@ -150,7 +150,7 @@ class WMTDataModule(pl.LightningDataModule):
             ValueError: If ``batch_tokens`` is smaller than the longest sentence, or a checkpoint that was loaded needs
                 another tokenizer.
         """
-        needed = _NEEDED_SPLITS[stage]
+        needed = NEEDED_SPLITS[stage]
         prepared = PreparedData(self.cache_dir)
         with prepared.locked():
             files = self._check(prepared, needed)
@@ -245,7 +245,6 @@ class WMTDataModule(pl.LightningDataModule):
         batch_tokens: int,
         seed: int | None,
     ) -> TokenBatches:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return TokenBatches(
             source,
             target,
@@ -254,8 +253,7 @@ class WMTDataModule(pl.LightningDataModule):
             length_multiple=self.length_multiple,
             max_length=self.max_length,
             seed=seed,
-            rank=torch.distributed.get_rank() if distributed else 0,
-            world_size=torch.distributed.get_world_size() if distributed else 1,
+            **place(),
             name=split.name,
         )
 
@@ -338,12 +336,6 @@ _DIRECTORIES = {
     "synthetic": "data/synthetic_translation",
     "multi30k": "data/multi30k",
     "wmt14": "data/wmt14",
-}
-_NEEDED_SPLITS: dict[str, tuple[str, ...]] = {
-    "fit": ("train", "valid"),
-    "validate": ("valid",),
-    "test": ("test",),
-    "predict": ("test",),
 }
 _EVALUATION_PREFIXES = {
     "directory": ("valid", "test"),

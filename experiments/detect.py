@@ -26,7 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from experiments.checkpoint_path import DEVICES
@@ -36,7 +35,7 @@ from experiments.command import CommandParser, run
 from experiments.detector import THRESHOLDS, ObjectDetector, Photo, add_size_options, check_threshold
 from experiments.errors import UsageError
 from experiments.line_io import open_output
-from lit_models.detection.postprocess import Detections
+from lit_models.detection.postprocess import Detections, coco_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,21 +95,6 @@ def image_ids(paths: Sequence[str]) -> tuple[list[int], str | None]:
         else f"the name {printable(Path(paths[found.index(None)]).name)} is no number"
     )
     return list(range(1, len(paths) + 1)), f"images are numbered from 1, see images.json: {reason}"
-
-
-def coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Return detections of an image in COCO's result format."""
-    corners = found.boxes.double()
-    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "bbox": [round(side, 4) for side in box],
-            "score": round(score, 6),
-        }
-        for label, box, score in zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
-    ]
 
 
 def above(found: Detections, threshold: float) -> Detections:

@@ -63,3 +63,9 @@ class Preprocessing:
             left, top = round((width - size) / 2), round((height - size) / 2)
             square = image.resize((width, height), resample).crop((left, top, left + size, top + size))
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def triple(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Returns a number for each colour as floats, whatever sequence and numbers a config held."""
+    red, green, blue = values
+    return float(red), float(green), float(blue)

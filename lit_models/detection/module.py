@@ -24,7 +24,7 @@ from lit_models.detection.criterion import Losses, SetCriterion
 from lit_models.detection.detr import DETR
 from lit_models.detection.evaluation import Backend, CocoScores
 from lit_models.detection.network import Detector, Predictions
-from lit_models.detection.postprocess import Detections, detections
+from lit_models.detection.postprocess import Detections, coco_results, detections
 from lit_models.optimization import Constant, Schedule
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -212,7 +212,7 @@ class DetectionModule(pl.LightningModule):
         """
         categories = self._datamodule.category_ids
         return [
-            (number, ",\n".join(_results(number, found, categories)))
+            (number, ",\n".join(json.dumps(result) for result in coco_results(number, found, categories)))
             for number, found in zip(batch.image_ids, self._detect(batch), strict=True)
         ]
 
@@ -342,20 +342,3 @@ def _warn_of_frozen_noise(network: Detector) -> None:
             "the first stages of the backbone are frozen at random weights: give backbone.weights or init_from, or "
             "train all of it with trainable_from: conv1, frozen_norm: false"
         )
-
-
-def _results(number: int, found: Detections, categories: list[int]) -> list[str]:
-    """Return COCO's results of an image."""
-    corners = found.boxes.double()
-    boxes = torch.cat((corners[:, :2], corners[:, 2:] - corners[:, :2]), 1).tolist()
-    return [
-        json.dumps(
-            {
-                "image_id": number,
-                "category_id": categories[label],
-                "bbox": [round(side, 4) for side in box],
-                "score": round(score, 6),
-            }
-        )
-        for label, box, score in zip(found.labels.tolist(), boxes, found.scores.tolist(), strict=True)
-    ]

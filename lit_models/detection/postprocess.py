@@ -1,7 +1,7 @@
 """Predictions as detections: class, score and box in the original image's pixels."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,3 +58,27 @@ def detections(
     scales = torch.tensor([(width, height, width, height) for height, width in original_sizes], dtype=boxes.dtype)
     boxes = cxcywh_to_xyxy(boxes) * scales.to(boxes.device, non_blocking=True)[:, None]
     return [Detections(*found) for found in zip(scores, labels, boxes, strict=True)]
+
+
+def coco_results(image_id: int, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the detections of an image in COCO's result format.
+
+    Args:
+        image_id: The image's id in the ground truth.
+        found: Its detections.
+        category_ids: Ids of the classes in the ground truth, by class number.
+
+    Returns:
+        ``image_id``, ``category_id``, ``bbox`` (left, top, width, height in pixels) and ``score`` of each.
+    """
+    corners = found.boxes.double()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(side, 4) for side in box],
+            "score": round(score, 6),
+        }
+        for label, box, score in zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
+    ]
