@@ -7,18 +7,16 @@ Run `python -m datamodules.synthetic.classification DIRECTORY` to write it.
 """
 
 import argparse
-import json
 import math
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from datamodules.synthetic.corpus import write_whole
 from datamodules.synthetic.shapes import FIGURES, Figure, Point, Polygon, blob, uniform
 
 CLASS_NAMES = tuple(sorted(FIGURES))
@@ -26,7 +24,6 @@ GENERATOR_VERSION = 1
 """Whoever changes what an image looks like raises this: older copies of the corpus are then written anew."""
 
 _OVERSAMPLING = 4  # Pillow draws hard edges: they become soft where the image is reduced
-_RECORD = "corpus.json"
 
 Color = tuple[int, int, int]
 
@@ -50,48 +47,21 @@ def write_corpus(directory: Path, train: int = 5_000, validation: int = 1_000, s
         OSError: If the files cannot be written.
     """
     settings = {"generator": GENERATOR_VERSION, "seed": seed, "train": train, "validation": validation, "size": size}
-    for name, least in (("train", len(FIGURES)), ("validation", len(FIGURES)), ("seed", 0), ("size", 16)):
-        if settings[name] < least:
-            raise ValueError(f"{name} is {settings[name]}; give a whole number of at least {least}")
-    directory = Path(directory)
     splits = {"train": train, "val": validation}
-    record = directory / _RECORD
-    found = _read_record(record)
-    if found == settings and all(_is_whole(directory / split, count) for split, count in splits.items()):
-        return
-    if found is None and (foreign := [split for split in splits if (directory / split).exists()]):
-        raise ValueError(
-            f"{directory} holds {' and '.join(foreign)}, which the built-in corpus would replace, but no {_RECORD} of "
-            "its own; name another directory, or move them away"
-        )
-    unfinished = directory / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{directory} is not a directory; give one to write the corpus to") from error
-    try:
+    directory = Path(directory)
+
+    def write(unfinished: Path) -> None:
         for split, count in splits.items():
             _write_split(unfinished / split, split, count, seed, size)
-        # From here to the end the record says that the splits are this program's, but not whole.
-        record.write_text(json.dumps({"generator": GENERATOR_VERSION}) + "\n", encoding="utf-8")
-        for split in splits:
-            if (directory / split).exists():
-                shutil.rmtree(directory / split)
-            (unfinished / split).replace(directory / split)
-        (unfinished / _RECORD).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        (unfinished / _RECORD).replace(record)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Returns what wrote the splits beside a record; None if it does not say so."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "generator" in found else None
+    write_whole(
+        directory,
+        settings,
+        {"train": len(FIGURES), "validation": len(FIGURES), "seed": 0, "size": 16},
+        tuple(splits),
+        lambda: all(_is_whole(directory / split, count) for split, count in splits.items()),
+        write,
+    )
 
 
 def _is_whole(directory: Path, count: int) -> bool:

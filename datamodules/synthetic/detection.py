@@ -13,7 +13,6 @@ Run `python -m datamodules.synthetic.detection DIRECTORY` to write it.
 import argparse
 import json
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +30,8 @@ from datamodules.synthetic.classification import (
     _colors,
     _photograph,
     _placement,
-    _read_record,
 )
+from datamodules.synthetic.corpus import write_whole
 from datamodules.synthetic.shapes import FIGURES, Figure, Polygon, uniform
 
 CLASS_NAMES = ("cross", "ring", "square", "star", "triangle")
@@ -47,7 +46,6 @@ _RADIUS = (0.09, 0.3)  # of a figure, as a share of the image's shorter side
 _SEEN = 0.55  # share of each figure's area inside the image that no other covers
 _INSIDE = 0.6  # share of each figure's box that lies inside the image
 _TRIES = 20  # to place a figure, before the image goes without it
-_RECORD = "corpus.json"
 
 Mask = NDArray[np.bool_]
 
@@ -95,39 +93,22 @@ def write_corpus(directory: Path, train: int = 2_000, validation: int = 400, see
         OSError: If the files cannot be written.
     """
     settings = {"generator": GENERATOR_VERSION, "seed": seed, "train": train, "validation": validation}
-    for name, least in (("train", 1), ("validation", 1), ("seed", 0)):
-        if settings[name] < least:
-            raise ValueError(f"{name} is {settings[name]}; give a whole number of at least {least}")
+    splits = {"train": train, "val": validation}
     directory = Path(directory)
-    splits, parts = {"train": train, "val": validation}, ("train", "val", "annotations")
-    record = directory / _RECORD
-    found = _read_record(record)
-    if found == settings and all(_is_whole(directory, split, count) for split, count in splits.items()):
-        return
-    if found is None and (foreign := [part for part in parts if (directory / part).exists()]):
-        raise ValueError(
-            f"{directory} holds {' and '.join(foreign)}, which the built-in corpus would replace, but no {_RECORD} of "
-            "its own; name another directory, or move them away"
-        )
-    unfinished = directory / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        (unfinished / "annotations").mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{directory} is not a directory; give one to write the corpus to") from error
-    try:
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "annotations").mkdir()
         for split, count in splits.items():
             _write_split(unfinished, split, count, seed)
-        # From here to the end the record says that the splits are this program's, but not whole.
-        record.write_text(json.dumps({"generator": GENERATOR_VERSION}) + "\n", encoding="utf-8")
-        for part in parts:
-            if (directory / part).exists():
-                shutil.rmtree(directory / part)
-            (unfinished / part).replace(directory / part)
-        (unfinished / _RECORD).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        (unfinished / _RECORD).replace(record)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+    write_whole(
+        directory,
+        settings,
+        {"train": 1, "validation": 1, "seed": 0},
+        (*splits, "annotations"),
+        lambda: all(_is_whole(directory, split, count) for split, count in splits.items()),
+        write,
+    )
 
 
 def _is_whole(directory: Path, split: str, count: int) -> bool:
