@@ -7,25 +7,20 @@ Run `python -m datamodules.synthetic.classification DIRECTORY` to write it.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from datamodules.synthetic.corpus import write_whole
-from datamodules.synthetic.shapes import FIGURES, Figure, Point, Polygon, blob, uniform
+from datamodules.synthetic.photographs import OVERSAMPLING, Color, add_clutter, draw_colors, draw_placement, photograph
+from datamodules.synthetic.shapes import FIGURES, Figure, Polygon, uniform
 
 CLASS_NAMES = tuple(sorted(FIGURES))
 GENERATOR_VERSION = 1
 """Whoever changes what an image looks like raises this: older copies of the corpus are then written anew."""
-
-_OVERSAMPLING = 4  # Pillow draws hard edges: they become soft where the image is reduced
-
-Color = tuple[int, int, int]
 
 
 def write_corpus(directory: Path, train: int = 5_000, validation: int = 1_000, seed: int = 0, size: int = 64) -> None:
@@ -94,58 +89,14 @@ def render(name: str, random: Random, size: int = 64) -> Image.Image:
     Returns:
         An RGB image.
     """
-    side = size * _OVERSAMPLING
-    background, first, second = _colors(random)
+    side = size * OVERSAMPLING
+    background, first, second = draw_colors(random)
     canvas = Image.new("RGB", (side, side), background)
-    _add_clutter(canvas, random, background)
+    add_clutter(canvas, random, background)
     radius = uniform(random, 0.26, 0.38) * side
     centre = (uniform(random, radius, side - radius), uniform(random, radius, side - radius))
-    _add_figure(canvas, FIGURES[name](random), _placement(random, centre, radius), first, second)
-    return _photograph(canvas.reduce(_OVERSAMPLING), random)
-
-
-def _colors(random: Random) -> tuple[Color, Color, Color]:
-    """Draws colours of background, figure and pattern: any, but each brighter than the one before.
-
-    Which is brighter says nothing about the class, and a network that need not learn both ways round learns the shapes
-    from fewer images.
-    """
-    chosen: list[Color] = []
-    for low, high in ((15, 85), (115, 165), (200, 240)):
-        while True:
-            red, green, blue = (int(256 * random.random()) for _ in range(3))
-            if low <= 0.299 * red + 0.587 * green + 0.114 * blue <= high:
-                chosen.append((red, green, blue))
-                break
-    return chosen[0], chosen[1], chosen[2]
-
-
-def _placement(random: Random, centre: Point, radius: float) -> Callable[[Polygon], Polygon]:
-    """Draws rotation and stretch, and returns what takes a figure's frame to pixels."""
-    turn = uniform(random, -0.5, 0.5)
-    cosine, sine = radius * math.cos(turn), radius * math.sin(turn)
-    narrow = uniform(random, 0.88, 1.0)
-
-    def place(polygon: Polygon) -> Polygon:
-        return [
-            (centre[0] + cosine * x - sine * narrow * y, centre[1] + sine * x + cosine * narrow * y) for x, y in polygon
-        ]
-
-    return place
-
-
-def _add_clutter(canvas: Image.Image, random: Random, background: Color) -> None:
-    """Draws some small blobs and thin lines in colours not far from the background's."""
-    draw = ImageDraw.Draw(canvas)
-    side = canvas.width
-    for _ in range(2 + int(4 * random.random())):
-        color = tuple(max(0, min(255, value + int(uniform(random, -60, 60)))) for value in background)
-        x, y = uniform(random, 0, side), uniform(random, 0, side)
-        if random.random() < 0.5:
-            end = (uniform(random, 0, side), uniform(random, 0, side))
-            draw.line([(x, y), end], fill=color, width=int(uniform(random, 0.01, 0.03) * side))
-        else:
-            draw.polygon(_placement(random, (x, y), uniform(random, 0.03, 0.09) * side)(blob(random)), fill=color)
+    _add_figure(canvas, FIGURES[name](random), draw_placement(random, centre, radius), first, second)
+    return photograph(canvas.reduce(OVERSAMPLING), random)
 
 
 def _add_figure(
@@ -163,18 +114,6 @@ def _add_figure(
         for polygon in figure.pattern:
             draw.polygon(place(polygon), fill=255)
         canvas.paste(second, mask=ImageChops.darker(area, pattern))
-
-
-def _photograph(image: Image.Image, random: Random) -> Image.Image:
-    """Lights an image from one side and adds a sensor's noise."""
-    size = image.width
-    turn, strength = uniform(random, 0.0, math.tau), uniform(random, 0.0, 0.35)
-    across = np.linspace(-1.0, 1.0, size)
-    light = 1.0 + strength * (math.cos(turn) * across[None, :] + math.sin(turn) * across[:, None])
-    # Four bytes added up are close to a normal variable, of a standard deviation of 147.8.
-    bytes_ = np.frombuffer(random.randbytes(4 * 3 * size * size), np.uint8).reshape(4, size, size, 3)
-    noise = (bytes_.sum(axis=0, dtype=np.float64) - 510) * (uniform(random, 2.0, 10.0) / 147.8)
-    return Image.fromarray((np.asarray(image) * light[:, :, None] + noise).clip(0, 255).astype(np.uint8))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

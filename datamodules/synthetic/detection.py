@@ -23,15 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from datamodules.synthetic.classification import (
-    _OVERSAMPLING,
-    Color,
-    _add_clutter,
-    _colors,
-    _photograph,
-    _placement,
-)
 from datamodules.synthetic.corpus import write_whole
+from datamodules.synthetic.photographs import OVERSAMPLING, Color, add_clutter, draw_colors, draw_placement, photograph
 from datamodules.synthetic.shapes import FIGURES, Figure, Polygon, uniform
 
 CLASS_NAMES = ("cross", "ring", "square", "star", "triangle")
@@ -164,16 +157,16 @@ def render(random: Random) -> tuple[Image.Image, list[Thing]]:
         An RGB image, and the figures in it, those in front last.
     """
     width, height = (int(uniform(random, _SIDES[0], _SIDES[1] + 1)) for _ in range(2))
-    side = max(width, height) * _OVERSAMPLING
-    background, _, _ = _colors(random)
+    side = max(width, height) * OVERSAMPLING
+    background, _, _ = draw_colors(random)
     # A square, of which the image is the upper left part.
     canvas = Image.new("RGB", (side, side), background)
-    _add_clutter(canvas, random, background)
+    add_clutter(canvas, random, background)
     count = 0 if random.random() < _EMPTY else 1 + int(_MOST * random.random())
     placed: list[_Placed] = []
     for _ in range(count):
         for _ in range(_TRIES):
-            if (figure := _place(random, width * _OVERSAMPLING, height * _OVERSAMPLING)) is None:
+            if (figure := _place(random, width * OVERSAMPLING, height * OVERSAMPLING)) is None:
                 continue
             left = [other.seen & ~figure.seen for other in placed]
             if all(seen.sum() >= _SEEN * other.whole for seen, other in zip(left, placed, strict=True)):
@@ -181,7 +174,7 @@ def render(random: Random) -> tuple[Image.Image, list[Thing]]:
                 break
     for figure in placed:
         canvas.paste(figure.color, mask=figure.stencil)
-    image = _photograph(canvas.reduce(_OVERSAMPLING), random).crop((0, 0, width, height))
+    image = photograph(canvas.reduce(OVERSAMPLING), random).crop((0, 0, width, height))
     return image, [_thing(figure) for figure in placed]
 
 
@@ -189,10 +182,10 @@ def _place(random: Random, width: int, height: int) -> _Placed | None:
     """Draws a figure and where it stands on a canvas; None if too much of it would lie outside."""
     label = int(len(CLASS_NAMES) * random.random())
     figure: Figure = FIGURES[CLASS_NAMES[label]](random)
-    color = _colors(random)[1 + int(2 * random.random())]
+    color = draw_colors(random)[1 + int(2 * random.random())]
     low, high = (math.log(share * min(width, height)) for share in _RADIUS)
     radius = math.exp(uniform(random, low, high))
-    place = _placement(random, (uniform(random, 0, width), uniform(random, 0, height)), radius)
+    place = draw_placement(random, (uniform(random, 0, width), uniform(random, 0, height)), radius)
     outline = place(figure.outline)
     side = max(width, height)
     stencil = Image.new("L", (side, side))
@@ -234,10 +227,10 @@ def _clip(polygon: Polygon, width: float, height: float) -> Polygon:
 def _thing(figure: _Placed) -> Thing:
     columns, rows = zip(*figure.outline, strict=True)
     left, top, right, bottom = (
-        round(corner / _OVERSAMPLING, 2) for corner in (min(columns), min(rows), max(columns), max(rows))
+        round(corner / OVERSAMPLING, 2) for corner in (min(columns), min(rows), max(columns), max(rows))
     )
     box = (left, top, round(right - left, 2), round(bottom - top, 2))
-    return Thing(figure.label, box, round(float(figure.seen.sum()) / _OVERSAMPLING**2, 2))
+    return Thing(figure.label, box, round(float(figure.seen.sum()) / OVERSAMPLING**2, 2))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,11 @@ BENCHMARKS = {
     ),
     "layer_norm": ("experiments.bench.layer_norm", "layer-norm kernels against other libraries and a copy"),
     "linear_cross_entropy": ("experiments.bench.linear_cross_entropy", "projection and loss: time and peak memory"),
+    "detection": ("experiments.bench.detection", "a training step of DETR against Hugging Face and the official code"),
+    "detection_data": (
+        "experiments.bench.detection_data",
+        "DETR's augmentation of JPEGs against the official transform",
+    ),
     "matcher": ("experiments.bench.matcher", "DETR's matching and set loss against the official computation"),
     "coco_eval": ("experiments.bench.coco_eval", "COCO evaluation: faster-coco-eval against pycocotools"),
     "data_memory": ("experiments.bench.data_memory", "peak memory of the translation data pipeline"),

@@ -21,7 +21,17 @@ from torch.nn import functional
 from experiments import quiet
 from experiments.bench.kernel_case import keep_buffers
 from experiments.bench.record import record
-from experiments.bench.side_by_side import Times, add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import (
+    DTYPES,
+    Times,
+    add_options,
+    autocast,
+    compare,
+    positive,
+    print_rows,
+    step_peak,
+    take_turns,
+)
 from experiments.command import CommandParser, run
 from lit_models.classification.loss import classification_loss
 from lit_models.classification.network import Classifier
@@ -29,7 +39,6 @@ from lit_models.classification.registry import build
 from lit_models.pretrained import load_pretrained
 
 PROVIDERS = ("heddle", "timm", "heddle-compile", "timm-compile")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Largest difference of the logits, as a share of their standard deviation: rounding in either dtype.
 AGREEMENT = {"float32": 1e-3, "bfloat16": 0.2}
 
@@ -173,11 +182,6 @@ def logits_difference(theirs: nn.Module, ours: nn.Module, images: Tensor, dtype:
     return float((logits[0] - logits[1]).abs().max() / logits[0].std())
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return autocast to bfloat16, or for float32 a context that changes nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 def make_step(
     networks: dict[str, nn.Module], provider: str, part: str, dtype: torch.dtype, images: Tensor, targets: Tensor
 ) -> Callable[[], None]:
@@ -219,14 +223,3 @@ def make_step(
         optimizer.zero_grad()
 
     return backward
-
-
-def step_peak(step: Callable[[], None], device: torch.device) -> int | str:
-    """Return the megabytes of GPU memory that a step takes at most beside what is there; empty on a CPU."""
-    if device.type != "cuda":
-        return ""
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    step()
-    torch.cuda.synchronize(device)
-    return round((torch.cuda.max_memory_allocated(device) - before) / 2**20)

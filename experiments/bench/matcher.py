@@ -85,14 +85,14 @@ def make_batch(options: argparse.Namespace, number: int, device: torch.device) -
     counts = [int(count) for count in draws.geometric(1 / 7.3, options.batch_size).clip(max=63)]
     images, most = options.batch_size, max(counts)
     generator = torch.Generator().manual_seed(options.seed * 1000 + number)
-    boxes = _random_boxes((images, most), generator)
+    boxes = random_boxes((images, most), generator)
     labels = torch.randint(options.classes, (images, most), generator=generator)
     for image, count in enumerate(counts):
         boxes[image, count:], labels[image, count:] = 0.0, -1
     shape = (options.layers, 1, images, options.queries)
     logits = torch.randn(*shape, options.classes + 1, generator=generator)
     predictions = Predictions(
-        *(values.to(device).requires_grad_() for values in (logits, _random_boxes(shape, generator)))
+        *(values.to(device).requires_grad_() for values in (logits, random_boxes(shape, generator)))
     )
     nothing, sizes = torch.empty(images, 3, 0, 0), ((800, 1333),) * images
     batch = DetectionBatch(
@@ -101,7 +101,8 @@ def make_batch(options: argparse.Namespace, number: int, device: torch.device) -
     return predictions, batch
 
 
-def _random_boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def random_boxes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return boxes of a shape (and 4) inside the image, as (centre x, centre y, width, height) in shares of it."""
     sizes = 0.02 + 0.4 * torch.rand(*shape, 2, generator=generator)
     return torch.cat((sizes / 2 + torch.rand(*shape, 2, generator=generator) * (1 - sizes), sizes), dim=-1)
 
@@ -112,7 +113,7 @@ def make_tasks(
     """Return what each provider does with the next batch."""
     criterion = SetCriterion(classes)
     # The official code is given lists of objects, which its data loader makes.
-    official = [(predictions, _targets(batch)) for predictions, batch in work]
+    official = [(predictions, targets_of(batch)) for predictions, batch in work]
     ours, theirs = cycle(work), cycle(official)
     if part == "matching":
         return {"heddle": lambda: match(*next(ours)), "official": lambda: official_match(*next(theirs))}
@@ -128,7 +129,8 @@ def make_tasks(
     return {"heddle": step_of_ours, "official": step_of_theirs}
 
 
-def _targets(batch: DetectionBatch) -> list[dict[str, Tensor]]:
+def targets_of(batch: DetectionBatch) -> list[dict[str, Tensor]]:
+    """Return a batch's labels and boxes as the official code has them, a dictionary for each image."""
     return [
         {"labels": batch.labels[image, :count], "boxes": batch.boxes[image, :count]}
         for image, count in enumerate(batch.counts)

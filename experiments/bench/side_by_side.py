@@ -10,6 +10,8 @@ import torch
 
 from experiments.bench.kernel_timing import Clock
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass
 class Times:
@@ -74,6 +76,22 @@ def compare(times: Times, ours: Times, *, on_gpu: bool = False) -> dict[str, str
 
 def _ratios(times: Sequence[float], ours: Sequence[float]) -> list[float]:
     return [theirs / own for theirs, own in zip(times, ours, strict=True)]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return autocast to bfloat16, or for float32 a context that changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def step_peak(step: Callable[[], object], device: torch.device) -> int | str:
+    """Return the megabytes of GPU memory that a step takes at most beside what is there; empty on a CPU."""
+    if device.type != "cuda":
+        return ""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return round((torch.cuda.max_memory_allocated(device) - before) / 2**20)
 
 
 def add_options(parser: argparse.ArgumentParser, rounds: int) -> None:

@@ -36,7 +36,7 @@ def test_both_sides_match_and_score_the_same():
     options = matcher._parser().parse_args(SMALL)
     for number in range(2):
         predictions, batch = matcher.make_batch(options, number, torch.device("cpu"))
-        targets = matcher._targets(batch)
+        targets = matcher.targets_of(batch)
         matched = match(predictions, batch)
         for layer, pairs in enumerate(matcher.official_match(predictions, targets)):
             for image, (queries, rows) in enumerate(pairs):

@@ -72,6 +72,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, capsys):
     # Row 3: the rate counts the images of all processes.
     logged, alone = metrics(two), metrics(one)
     assert logged["train/learning_rate"] == alone["train/learning_rate"] == [pytest.approx(2 * 2e-3)] * 2
+    assert logged["train/images"] == alone["train/images"] == [12, 24]
     assert logged["train/loss"] == pytest.approx(alone["train/loss"], abs=1e-6)
     states = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for path in (one, two)]
     for name, value in states[0].items():
