@@ -21,6 +21,7 @@ from experiments.average import average_files
 from experiments.callbacks.checkpoints import BestCheckpoint, CheckpointOptions, LastCheckpoint
 from experiments.callbacks.graceful_stop import GracefulStop
 from experiments.callbacks.non_finite import StopOnNonFinite
+from experiments.callbacks.open_test_split import OpenTestSplit
 from experiments.callbacks.progress import StepProgressBar
 from experiments.callbacks.rng_state import RNGState
 from experiments.callbacks.run_record import RunRecord
@@ -192,6 +193,8 @@ class HeddleCLI(LightningCLI):
         found += [kind() for kind in (RNGState, StopOnNonFinite, GracefulStop) if not _has(found, kind)]
         if config.get("enable_progress_bar") is not False and not _has(found, ProgressBar):
             found.append(StepProgressBar())
+        if self.subcommand == "fit" and self.config[self.subcommand].test_after_fit:
+            found.append(OpenTestSplit())
         if self.subcommand == "fit" and config.get("enable_checkpointing") is not False:
             options: CheckpointOptions = self.config_init[self.subcommand].checkpoint
             self.last = LastCheckpoint(self.run.checkpoints, options.every_n_steps, options.keep_last)

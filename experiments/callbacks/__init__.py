@@ -8,6 +8,7 @@ _WHERE = {
     "LastCheckpoint": "checkpoints",
     "CheckpointOptions": "checkpoints",
     "GracefulStop": "graceful_stop",
+    "OpenTestSplit": "open_test_split",
     "RNGState": "rng_state",
     "RunRecord": "run_record",
     "ShowDetections": "show_detections",

@@ -94,27 +94,40 @@ def packed_attention(
     dropout_p: float,
     scale: float | None,
 ) -> Tensor:
-    """Compute what :func:`kernels.flash_attention_varlen` computes, one sequence after the other.
+    """Compute what :func:`kernels.flash_attention_varlen` computes, sequences of equal lengths together.
 
     The offsets are read on the host; on a GPU that waits for them.
     """
-    parts: list[Tensor] = []
-    row = 0
+    equal: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for (first, end), (first_key, end_key) in zip(
         _segments(offsets_query, query.shape[0], max_length_query),
         _segments(offsets_key, key.shape[0], max_length_key),
         strict=True,
     ):
-        if first > row:
-            parts.append(query.new_zeros(first - row, query.shape[1], value.shape[2]))
-        one = (
-            tensor.transpose(0, 1)[None]
-            for tensor in (query[first:end], key[first_key:end_key], value[first_key:end_key])
+        equal.setdefault((end - first, end_key - first_key), []).append((first, first_key))
+    parts, places = [], []
+    for (length, key_length), starts in equal.items():
+        firsts = torch.tensor(starts, device=query.device)
+        rows, key_rows = _rows(firsts[:, 0], length), _rows(firsts[:, 1], key_length)
+        sequences = (
+            tensor.index_select(0, chosen.flatten()).unflatten(0, chosen.shape).transpose(1, 2)
+            for tensor, chosen in ((query, rows), (key, key_rows), (value, key_rows))
         )
-        parts.append(attention(*one, causal=causal, dropout_p=dropout_p, scale=scale)[0].transpose(0, 1))
-        row = max(row, end)
-    parts.append(query.new_zeros(query.shape[0] - row, query.shape[1], value.shape[2]))
-    return torch.cat(parts)
+        parts.append(
+            attention(*sequences, causal=causal, dropout_p=dropout_p, scale=scale).transpose(1, 2).flatten(0, 1)
+        )
+        places.append(rows.flatten())
+    # What belongs to no sequence is zero: the row behind all others.
+    parts.append(query.new_zeros(1, query.shape[1], value.shape[2]))
+    found = torch.cat(places) if places else offsets_query.new_empty(0, dtype=torch.long)
+    source = torch.full((query.shape[0],), len(found), device=query.device)
+    source[found] = torch.arange(len(found), device=query.device)
+    return torch.cat(parts).index_select(0, source)
+
+
+def _rows(starts: Tensor, length: int) -> Tensor:
+    """Return the numbers of the rows of sequences of one length, (sequences, length)."""
+    return starts[:, None] + torch.arange(length, device=starts.device)
 
 
 def _segments(offsets: Tensor, tokens: int, max_length: int) -> list[tuple[int, int]]:

@@ -159,7 +159,8 @@ class ClassificationModule(pl.LightningModule):
     def _start(self) -> None:
         """Load ``init_from`` once, unless a checkpoint was restored, which Lightning does after configure_model."""
         if self.init_from is not None and not self._started:
-            for notice in start_from(self._built, self.init_from, self._datamodule.class_names, self.head_rows):
+            data = self._datamodule
+            for notice in start_from(self._built, self.init_from, data.class_names, self.head_rows, data.state_dict()):
                 rank_zero_info(notice)
             if self.trainer.world_size > 1:  # DDP made the weights equal before; a new head is drawn in each process
                 for weight in self._built.state_dict().values():
@@ -215,7 +216,7 @@ class ClassificationModule(pl.LightningModule):
             distilled = distillation_loss(student, self.teacher(batch.images), self.distillation)
             loss_sum = (1.0 - alpha) * loss_sum + alpha * distilled
         count = torch.tensor(len(batch.images), device=loss_sum.device)
-        self.images_seen += len(batch.images)
+        self.images_seen += len(batch.images) * self.trainer.world_size
         self._totals.add(loss_sum, count)
         self.last_loss = loss_sum.detach() / count
         return loss_sum

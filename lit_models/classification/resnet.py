@@ -47,7 +47,8 @@ class ResNet(Classifier):
         depth: Weighted layers of the three-stage network, 6n + 2: n blocks a stage (20, 32, 44, 56 ...).
         width: Channels of the first stage; each stage doubles them. The paper's networks for 32 pixels have 16.
         stages: Number of stages; 3 in the paper.
-        stem_stride: Stride of the first convolution; 1 in the paper, 2 suits 64 pixels.
+        stem_stride: Stride of the first convolution; 1 in the paper, 2 suits 64 pixels. Its kernel has a side of 3, or
+            where that would miss pixels of ``2 * stem_stride - 1``, as the 7 of 4.
 
     Raises:
         ValueError: If ``depth`` is not 6n + 2, or a number is too small.
@@ -63,7 +64,8 @@ class ResNet(Classifier):
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, 32 ...), got {depth}")
         self.settings = {"depth": depth, "width": width, "stages": stages, "stem_stride": stem_stride}
-        self.stem = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
+        side = max(3, 2 * stem_stride - 1)
+        self.stem = nn.Conv2d(3, width, side, stem_stride, padding=side // 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)
         channels, built = width, []
         for stage in range(stages):

@@ -186,7 +186,9 @@ class ConditionalDETR(DETR):
 
     def _queries(self) -> Queries:
         positions = self.query_embedding.weight[: self._active_queries]
-        reference = self.reference_head(positions)
+        # A point of an image needs more digits than bfloat16 has.
+        with torch.autocast(positions.device.type, enabled=False):
+            reference = self.reference_head(positions)
         # (x, y) of the reference, but the row's half comes first, as in the image's positions.
         angles = reference.float().sigmoid().flip(-1) * (2 * math.pi)
         place = sine_encoding(angles, positions.shape[-1] // 2).flatten(-2).to(positions.dtype)

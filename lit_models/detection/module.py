@@ -124,8 +124,6 @@ class DetectionModule(pl.LightningModule):
             if self.trainer.world_size > 1:  # DDP made the weights equal before; a new head is drawn in each process
                 for weight in self._built.state_dict().values():
                     torch.distributed.broadcast(weight, 0)
-        elif not self._started and self.trainer.state.fn == "fit":
-            self._warn_of_few_steps()
         self._started = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -149,13 +147,13 @@ class DetectionModule(pl.LightningModule):
         _warn_of_frozen_noise(self._built)
 
     def on_train_start(self) -> None:
-        """Compare the schedule's epoch with that of the loop, whose last step may hold fewer batches."""
-        steps = getattr(self.schedule, "steps_per_epoch", None)
-        if steps is None:
-            return
-        own = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        if own != steps:
-            rank_zero_warn(f"schedule.steps_per_epoch is {steps}, but an epoch of this data has {own} steps")
+        """Look at what is ahead: how many steps, and whether the schedule's epochs are those of the loop."""
+        # An epoch's last step may hold fewer batches.
+        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        self._warn_of_few_steps(epoch)
+        planned = getattr(self.schedule, "steps_per_epoch", None)
+        if planned not in (None, epoch):
+            rank_zero_warn(f"schedule.steps_per_epoch is {planned}, but an epoch of this data has {epoch} steps")
 
     def forward(self, images: Tensor, sizes: Iterable[tuple[int, int]]) -> Predictions:
         """Return the predictions for normalised, padded images (batch, 3, height, width) of these sizes."""
@@ -166,7 +164,7 @@ class DetectionModule(pl.LightningModule):
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """Return the batch's share of the step's loss, times what Lightning and DDP will divide it by."""
         losses: Losses = self._loss(self(batch.images, batch.sizes), batch, batch.step_images or None)
-        self.images_seen += len(batch.counts)
+        self.images_seen += len(batch.counts) * self.trainer.world_size
         trainer = self.trainer
         # Shares add up; what is shown of a micro-batch is about as large as the step's loss.
         averaged = trainer.accumulate_grad_batches * trainer.world_size
@@ -306,13 +304,16 @@ class DetectionModule(pl.LightningModule):
             self._scores[name] = CocoScores(data.ground_truth(_SPLITS[name]), data.category_ids, self.evaluation)
         return self._scores[name]
 
-    def _warn_of_few_steps(self) -> None:
-        """Say so if a DETR starts from scratch with too little ahead of it, see the class."""
-        steps, ours = self.trainer.estimated_stepping_batches, getattr(self._datamodule, "corpus", None) == "synthetic"
-        if type(self.network) is not DETR or steps >= STEPS_FROM_SCRATCH or ours:
+    def _warn_of_few_steps(self, epoch: int) -> None:
+        """Say so if a DETR starts from scratch with too few steps ahead of it, see the class."""
+        trainer, ours = self.trainer, getattr(self._datamodule, "corpus", None) == "synthetic"
+        ends = [trainer.max_steps] if trainer.max_steps > 0 else []
+        ends += [trainer.max_epochs * epoch] if trainer.max_epochs not in (None, -1) else []
+        steps, started = min(ends, default=math.inf), self.init_from is not None or trainer.global_step > 0
+        if type(self.network) is not DETR or steps >= STEPS_FROM_SCRATCH or started or ours:
             return
         rank_zero_warn(
-            f"a DETR from scratch has {int(steps):,} optimiser steps ahead of it (images x epochs / batch); with fewer "
+            f"a DETR from scratch has {steps:,} optimiser steps ahead of it (images x epochs / batch); with fewer "
             f"than {STEPS_FROM_SCRATCH:,} it finds little in photographs. Start from a checkpoint (init_from), train "
             "longer, or take lit_models.detection.ConditionalDETR, which learns faster"
         )

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 sys.path.insert(0, str(Path(__file__).parent))
 from detection import CATEGORIES, CONFIGS, settings_of, small, write_scenes
 
+from datamodules import COCODataModule
 from experiments.__main__ import main
 from lit_models.detection.checkpoint import load_checkpoint
 from lit_models.detection.evaluation import NAMES
@@ -79,6 +81,33 @@ def test_fit_validate_test_predict(config, data, tmp_path, capsys):
     names, ids = loaded.class_names, loaded.category_ids
     assert dict(zip(ids, names, strict=True)).items() >= CATEGORIES.items()
     assert loaded.preprocessing["sizes"] == [32, 56] and not loaded.network.training
+
+
+# Parameters of the networks as shipped; Swin-T's stages are those of its file.
+PARAMETERS = {
+    "bccd.yaml": 1_906_009,
+    "coco_tiny.yaml": 17_020_320,
+    "detr_r50_coco.yaml": 41_524_768,
+    "detr_r50_dc5_coco.yaml": 41_524_768,
+    "detr_swin_tiny_coco.yaml": 45_261_530,
+    "synthetic.yaml": 1_625_688,
+    "synthetic_conditional.yaml": 1_896_409,
+}
+
+
+@pytest.mark.parametrize("config", SHIPPED)
+def test_the_shipped_settings_build_network_and_data(config):
+    """``small`` above replaces most of them."""
+    shipped = settings_of(config)
+    network, data = shipped["model"]["init_args"]["network"], shipped["data"]["init_args"]
+    backbone = dict(network["init_args"]["backbone"])
+    if "weights" in backbone and backbone.get("type") == "ClassifierBackbone":
+        backbone |= {"network": "SwinTransformer", "network_settings": {}}
+    backbone.pop("weights", None)
+    with torch.device("meta"):
+        built = build(network["class_path"].rsplit(".")[-1], 91, {**network["init_args"], "backbone": backbone})
+    assert sum(parameter.numel() for parameter in built.parameters()) == PARAMETERS[config]
+    assert COCODataModule(**data).batch_size == data["batch_size"]
 
 
 @pytest.mark.parametrize(("config", "trainable"), [("detr_r50_coco.yaml", 41_302_368), ("detr_r50_dc5_coco.yaml", 0)])

@@ -120,6 +120,13 @@ def test_a_json_with_other_classes_than_the_checkpoint(checkpoint, tmp_path, cal
         assert "9 green" in lines[0]
 
 
+def test_a_test_split_is_opened_before_training(data, call, tmp_path):
+    words = [*small("bccd.yaml", data), *STEPS, "--test_after_fit=true", "--data.init_args.test_images=nowhere"]
+    code, lines = call("fit", *words)
+    assert code == 2 and len(lines) == 1 and "there are no annotations of" in lines[0] and "nowhere" in lines[0]
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
 def test_more_objects_than_queries(data, call):
     with pytest.warns(UserWarning, match=r"image \d+ has 3 objects, but the network has 2 queries: 1 of its objects"):
         assert call("fit", *small("synthetic.yaml", data), *STEPS, f"{NETWORK}.num_queries=2")[0] == 0

@@ -130,6 +130,28 @@ def test_no_keys_gives_zero():
     assert torch.equal(flash_attention(query, key, value), torch.zeros(3, 4, 4, 8, dtype=torch.float64))
 
 
+# Lengths 3, 2, 3, 0, 2, 5 of queries, of which 4 at most count, and 4, 1, 4, 2, 2, 0 of keys; then tokens of none.
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_are_each_alone(causal):
+    offsets_query, offsets_key = torch.tensor([0, 3, 5, 8, 8, 10, 15]), torch.tensor([0, 4, 5, 9, 11, 13, 13])
+    query, key, value = (torch.randn(17, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    places = {"offsets_query": offsets_query, "offsets_key": offsets_key, "max_length_query": 4, "max_length_key": 4}
+    packed = flash_attention_varlen(query, key, value, **places, causal=causal)
+    alone = torch.zeros_like(packed)
+    for first, end, first_key, end_key in zip(
+        offsets_query, offsets_query[1:], offsets_key, offsets_key[1:], strict=False
+    ):
+        end = min(end, first + 4)
+        parts = (query[first:end], key[first_key:end_key], value[first_key:end_key])
+        found = flash_attention(*(part.transpose(0, 1)[None] for part in parts), causal=causal)
+        alone = alone.slice_scatter(found[0].transpose(0, 1), 0, int(first), int(end))
+    torch.testing.assert_close(packed, alone)
+    towards = torch.randn_like(packed)
+    gradients = (torch.autograd.grad(output, (query, key, value), towards) for output in (packed, alone))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 OFFSETS = torch.tensor([0, 2, 5])
 
 

@@ -72,7 +72,8 @@ def test_every_parameter_learns_in_bfloat16_with_dropout(norm_order):
     network.grad_checkpointing = True
     with torch.autocast("cpu", torch.bfloat16):
         predictions = network(*padded_batch())
-    assert predictions.logits.dtype == predictions.boxes.dtype == torch.float32
+        references = network._queries().reference
+    assert predictions.logits.dtype == predictions.boxes.dtype == references.dtype == torch.float32
     (predictions.logits.square().mean() + predictions.boxes.square().mean()).backward()
     assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
 

@@ -159,6 +159,12 @@ def test_too_few_steps_from_scratch(make, steps, corpus, warned, monkeypatch):
     assert any(f"{steps:,} optimiser steps" in text for text in told) == warned
 
 
+def test_too_few_epochs_from_scratch():
+    with pytest.warns(UserWarning, match="a DETR from scratch has 4 optimiser steps ahead of it"):
+        data = COCODataModule(draw((1,)), draw((2,)), draw((1,)))
+        trainer(max_steps=-1, max_epochs=2, accumulate_grad_batches=2).fit(DetectionModule(network), datamodule=data)
+
+
 @pytest.mark.parametrize(
     ("settings", "warned"),
     [
