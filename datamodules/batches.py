@@ -3,7 +3,9 @@
 This file imports nothing but PyTorch, so that a model can name the types of its input without importing a datamodule.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -96,3 +98,33 @@ class DetectionBatch(NamedTuple):
     original_sizes: tuple[tuple[int, int], ...]
     step_boxes: int
     step_images: int = 0
+
+
+def preprocessing_differences(theirs: Mapping[str, Any], own: Mapping[str, Any], where: str) -> list[str]:
+    """Say in what the images that a network was made for are prepared otherwise than those of the data.
+
+    Args:
+        theirs: Some of ``mean``, ``std``, ``crop_mode``, ``crop`` and ``interpolation``; what one of the two does not
+            say is not compared, nor is ``image_size``, which fine-tuning changes on purpose.
+        own: Likewise of the data.
+        where: What holds ``theirs``, for the lines.
+
+    Returns:
+        A line for each setting with another value, both values and the setting to change.
+    """
+    lines = []
+    for name in ("mean", "std", "crop_mode", "crop", "interpolation"):
+        values = [settings.get(name) for settings in (theirs, own)]
+        uncropped = name == "crop" and "squash" in (theirs.get("crop_mode"), own.get("crop_mode"))
+        if None not in values and not uncropped and not _alike(*values):
+            given, data = (tuple(value) if isinstance(value, list) else value for value in values)
+            lines.append(f"{name}: {where} was made with {given}, the data has {data}; see data.{name}")
+    return lines
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two texts are equal, or numbers up to what changes no result that is worth a word."""
+    if isinstance(one, str):
+        return one == other
+    pairs = zip(one, other, strict=True) if isinstance(one, list | tuple) else [(one, other)]
+    return all(math.isclose(first, second, abs_tol=1e-3) for first, second in pairs)

@@ -7,7 +7,7 @@ from weakref import WeakSet
 import lightning.pytorch as pl
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from datamodules.batches import DetectionBatch
 from datamodules.image.detection_annotations import Categories, Degenerate, DetectionImages, Ids
@@ -18,7 +18,7 @@ from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, triple
 from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder
 from datamodules.image.reader import OnBadImage
-from datamodules.loading import NEEDED_SPLITS, place
+from datamodules.loading import NEEDED_SPLITS, place, refuse_other_classes
 
 Split = Literal["train", "valid", "test"]
 
@@ -46,7 +46,7 @@ class COCODataModule(pl.LightningDataModule):
         valid_images: Directory of the validation images; default ``val2017``, for ``synthetic`` ``val``.
         valid_annotations: Their json.
         test_images: Directory of the test images, which are also those to predict; default: the validation images.
-        test_annotations: Their json.
+        test_annotations: Their json; to predict, it need not list annotations.
         batch_size: Training images of a batch of one process.
         eval_batch_size: Likewise in evaluation; default ``batch_size``. Padding changes what a network sees a little.
         sizes: Pixels that the shorter side is resized to in training; one is drawn for each image.
@@ -62,7 +62,6 @@ class COCODataModule(pl.LightningDataModule):
         one_scale: Resizes all images of a training batch to the same of ``sizes``, which needs less padding.
         ids: How classes are numbered: ``contiguous`` from 0, or ``coco`` as in the json, for official weights.
         degenerate: What boxes without an area, or that are no numbers, do: ``error``, or ``drop`` with a warning.
-            COCO's own training annotations hold a few.
         on_bad_image: What a file that cannot be decoded does. ``error`` ends the run. ``skip`` leaves it out of
             evaluation and makes it a black image without objects in training; a warning names such files.
         mean: Mean of each colour, between 0 and 1, that normalisation subtracts.
@@ -190,17 +189,21 @@ class COCODataModule(pl.LightningDataModule):
                 their classes.
         """
         opened: dict[tuple[str, Path], DetectionImages] = {
-            (self.images[name], self._annotations(name)): split for name, split in self._splits.items()
+            (self.images[name], self._annotations(name)): split
+            for name, split in self._splits.items()
+            if split.labelled or stage == "predict"
         }
         for name in NEEDED_SPLITS[stage]:
             key = (self.images[name], self._annotations(name))
             if key not in opened:
                 directory = self.data_dir / self.images[name]
-                opened[key] = DetectionImages(key[1], directory, ids=self.ids, degenerate=self.degenerate)
+                opened[key] = DetectionImages(
+                    key[1], directory, ids=self.ids, degenerate=self.degenerate, labelled=stage != "predict"
+                )
             self._splits[name] = opened[key]
         first, *others = self._splits.values()
         for other in others:
-            _refuse_other_classes(first.name, first.categories, other.name, other.categories)
+            _refuse_other_categories(first.name, first.categories, other.name, other.categories)
         self.class_names, self.category_ids = list(first.categories.names), list(first.categories.ids)
         self._refuse_restored()
         if "train" in NEEDED_SPLITS[stage]:
@@ -210,6 +213,8 @@ class COCODataModule(pl.LightningDataModule):
                 f"{split.name}: {len(split):,} images with {len(split.labels):,} objects of {self.num_classes:,} "
                 f"classes, {empty:,} images without any; {self.steps_per_epoch:,} batches of {self.batch_size} an epoch"
             )
+            if not len(split.labels):
+                rank_zero_warn(f"{split.name} has no object to train on: a network learns from it to find nothing")
 
     def _annotations(self, split: str) -> Path:
         """Returns a split's json: the one that is named, or the first place where there is one."""
@@ -351,7 +356,7 @@ class COCODataModule(pl.LightningDataModule):
     def _refuse_restored(self) -> None:
         if self._restored is not None:
             ours = Categories(self.class_names, self.category_ids)
-            _refuse_other_classes("the checkpoint", self._restored, str(self.data_dir), ours)
+            _refuse_other_categories("the checkpoint", self._restored, str(self.data_dir), ours)
 
 
 _DIRECTORIES = {"coco2017": "data/coco", "synthetic": "data/synthetic_detection"}
@@ -362,18 +367,6 @@ _IMAGES = {
 }
 
 
-def _refuse_other_classes(first: str, classes: Categories, second: str, others: Categories) -> None:
-    if classes == others:
-        return
-    pairs, other_pairs = ([f"{i} {name}" for i, name in zip(c.ids, c.names, strict=True)] for c in (classes, others))
-    only = [
-        f"only in {place}: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        for place, missing in (
-            (first, [pair for pair in pairs if pair not in other_pairs]),
-            (second, [pair for pair in other_pairs if pair not in pairs]),
-        )
-        if missing
-    ]
-    raise ValueError(
-        f"{first} and {second} differ in their categories ({len(pairs)} and {len(other_pairs)}): {'; '.join(only)}"
-    )
+def _refuse_other_categories(first: str, categories: Categories, second: str, others: Categories) -> None:
+    pairs, other_pairs = ([f"{i} {name}" for i, name in zip(c.ids, c.names, strict=True)] for c in (categories, others))
+    refuse_other_classes(first, pairs, second, other_pairs, "categories")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from datamodules.directories import refuse_foreign
 from datamodules.text.download import download
 
 COCO_URL = "http://images.cocodataset.org"
@@ -57,8 +58,10 @@ def fetch_coco(
 
     Raises:
         FileNotFoundError: If a download fails; the message says where to put the file.
-        ValueError: If an archive is not what it must be, or there is no room to unpack it.
+        ValueError: If an archive is not what it must be, there is no room to unpack it, or the directory holds files,
+            but nothing of COCO.
     """
+    _refuse_other_data(directory, archives)
     for part in parts:
         archive = archives[part]
         target = directory / archive.directory
@@ -69,6 +72,18 @@ def fetch_coco(
         rank_zero_info(f"unpacking {file} to {target}")
         _unpack(file, archive, target)
         file.unlink()
+
+
+def _refuse_other_data(directory: Path, archives: dict[str, Archive]) -> None:
+    """Refuses a directory of files without any that COCO has there: whoever named it did not mean to download COCO."""
+    downloads = directory / "downloads"
+    whole = [
+        archive.directory if isinstance(archive.needed, int) else f"{archive.directory}/{archive.needed}"
+        for archive in archives.values()
+    ]
+    begun = [file for archive in archives.values() for file in downloads.glob(f"*{Path(archive.path).name}")]
+    if not begun and not any((directory / place).exists() for place in whole):
+        refuse_foreign(directory, f"nothing of COCO 2017 ({', '.join(whole)})", {downloads.name})
 
 
 def _check(path: Path, size: int) -> None:

@@ -7,9 +7,9 @@ from weakref import WeakSet
 import lightning.pytorch as pl
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.batches import ImageBatch
+from datamodules.batches import ImageBatch, preprocessing_differences
 from datamodules.image.crops import Crop, PaddedCrop, RandomResizedCrop
 from datamodules.image.erasing import RandomErasing
 from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocessing, triple
@@ -20,7 +20,7 @@ from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder, TrainingOrder
 from datamodules.image.reader import ImageLoader, ImageReader, OnBadImage, TrainingTransform
 from datamodules.image.shards import ShardedImages
-from datamodules.loading import NEEDED_SPLITS, keyed_seed, place
+from datamodules.loading import NEEDED_SPLITS, keyed_seed, place, refuse_other_classes
 
 Split = Literal["train", "valid", "test"]
 
@@ -188,7 +188,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self._sources.update(sources)
         first, *others = sources.values()
         for other in others:
-            _refuse_other_classes(first.name, first.class_names, other.name, other.class_names)
+            refuse_other_classes(first.name, first.class_names, other.name, other.class_names)
         if len(first.class_names) < 2:
             raise ValueError(f"{first.name} holds the one class {first.class_names[0]}; there must be two or more")
         self.class_names = first.class_names
@@ -303,18 +303,20 @@ class ImageNetDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks that a checkpoint was trained with the classes of this data.
+        """Checks that a checkpoint was trained with the classes of this data, and warns of another preprocessing.
 
         Raises:
             ValueError: If it was not: its network would give other classes the same numbers.
         """
+        for difference in preprocessing_differences(state_dict, self.state_dict(), "the checkpoint"):
+            rank_zero_warn(difference)
         self._restored = list(state_dict["class_names"])
         if self.class_names:
             self._refuse_restored()
 
     def _refuse_restored(self) -> None:
         if self._restored is not None:
-            _refuse_other_classes("the checkpoint", self._restored, self.data_dir, self.class_names)
+            refuse_other_classes("the checkpoint", self._restored, self.data_dir, self.class_names)
 
 
 _AUGMENTATION = 1  # the order of batches draws from the seed itself
@@ -328,18 +330,3 @@ def _training_crop(kind: str, scale: tuple[float, float], ratio: tuple[float, fl
     if not 0 < ratio[0] <= ratio[1]:
         raise ValueError(f"ratio={tuple(ratio)} must be two ratios above 0, the smaller first, such as (0.75, 1.33)")
     return RandomResizedCrop((scale[0], scale[1]), (ratio[0], ratio[1]))
-
-
-def _refuse_other_classes(first: str, names: list[str], second: str, others: list[str]) -> None:
-    if names == others:
-        return
-    only = [
-        f"only in {place}: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        for place, missing in (
-            (first, sorted(set(names) - set(others))),
-            (second, sorted(set(others) - set(names))),
-        )
-        if missing
-    ]
-    reason = "; ".join(only) or "the same names in another order"
-    raise ValueError(f"{first} and {second} differ in their classes ({len(names)} and {len(others)}): {reason}")

@@ -19,6 +19,7 @@ from experiments.checkpoint_path import choose_device
 from experiments.classifier import COMMAND_OF, checkpoint_task
 from experiments.command import CommandParser
 from experiments.errors import UsageError
+from lit_models.detection.boxes import cxcywh_to_xyxy
 from lit_models.detection.checkpoint import classification_of, load_checkpoint
 from lit_models.detection.detr import DETR, AttentionMaps
 from lit_models.detection.matcher import Classification
@@ -194,9 +195,8 @@ class ObjectDetector:
         outputs = logits.softmax(-1)[..., :-1] if self.classification == "softmax" else logits.sigmoid()
         scores, labels = outputs[0].max(-1)
         height, width = photo.original_size
-        centers, sides = boxes[0].split(2, -1)
-        corners = torch.cat([centers - sides / 2, centers + sides / 2], dim=-1).cpu()
-        return Detections(scores.cpu(), labels.cpu(), corners * torch.tensor([width, height] * 2))
+        corners = cxcywh_to_xyxy(boxes[0]).cpu() * torch.tensor([width, height] * 2)
+        return Detections(scores.cpu(), labels.cpu(), corners)
 
     def attention_maps(self, photo: Photo) -> AttentionMaps:
         """Return where the last layers look, on the CPU.

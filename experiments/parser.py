@@ -16,6 +16,15 @@ class HeddleArgumentParser(LightningArgumentParser):
         kwargs["allow_abbrev"] = False
         super().__init__(*args, **kwargs)
 
+    def parse_args(self, args: Any = None, *arguments: Any, **settings: Any) -> Any:
+        """Parse words, or the one word that jsonargparse makes of ``--section.key=null`` for a nested parser.
+
+        It has read the value by then, and writes None where null was: text settings would become the text "None".
+        """
+        if isinstance(args, list) and len(args) == 1 and args[0].startswith("--") and args[0].endswith("=None"):
+            args = [args[0].removesuffix("None") + "null"]
+        return super().parse_args(args, *arguments, **settings)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as one line.
 

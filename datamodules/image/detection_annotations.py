@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+import reprlib
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +19,8 @@ Degenerate = Literal["error", "drop"]
 Floats = NDArray[np.float64]
 _NAMED = 5  # things that a message names
 _TOLERANCE = 2.0  # pixels by which an honest box may leave its image: tools round
+_FEW = 0.05  # share of boxes that may leave their image without a word: people draw beyond the border
+_ENOUGH = 10  # boxes that are not of one kind by chance
 
 
 class Categories(NamedTuple):
@@ -44,6 +48,8 @@ class DetectionImages:
             numbers, some without a name.
         degenerate: What boxes without an area inside their image, or that are no numbers, do. ``error`` refuses the
             file; ``drop`` leaves them out with a warning.
+        labelled: Whether the file must list annotations. Without, a file that has no such list is one of images
+            without objects, as COCO's of its test images are.
 
     Raises:
         FileNotFoundError: If the file, the directory or images are missing.
@@ -51,6 +57,7 @@ class DetectionImages:
 
     Attributes:
         name: What messages call the split: the path of the annotation file.
+        labelled: Whether the file lists annotations.
         image_ids: The images' numbers in the file, int64, in its order.
         sizes: (height, width) of each image, of shape ``(images, 2)``, int64.
         boxes: Left, top, right and bottom of the objects in pixels, inside their image, of shape ``(objects, 4)``,
@@ -67,9 +74,13 @@ class DetectionImages:
         *,
         ids: Ids = "contiguous",
         degenerate: Degenerate = "error",
+        labelled: bool = True,
     ) -> None:
         self.name = str(annotations)
         content = _load(annotations)
+        self.labelled = labelled or "annotations" in content
+        if not self.labelled:
+            content["annotations"] = []
         rows = {key: _rows(content, key, self.name) for key in ("images", "annotations", "categories")}
         for key in ("images", "categories"):
             if not rows[key]:
@@ -172,7 +183,16 @@ class DetectionImages:
                 )
         order = np.argsort(self.image_ids)
         self._image_of = order[np.searchsorted(self.image_ids, image_ids, sorter=order)]
-        self._bboxes = _boxes(rows, self.name)
+        self._read_fields(rows)
+
+    def _read_fields(self, rows: list[dict[str, Any]]) -> None:
+        for key, fits, needed in (
+            ("bbox", _is_four_numbers, "four numbers are needed: left, top, width, height"),
+            ("area", lambda area: area is None or _is_number(area), "a number is needed"),
+            ("iscrowd", lambda crowd: crowd in (None, 0, 1), "0 or 1 is needed"),  # 0 and 1 equal false and true
+        ):
+            _refuse_field(rows, key, fits, needed, self.name)
+        self._bboxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
         self._crowd = np.array([bool(row.get("iscrowd")) for row in rows], dtype=bool)
         areas = [float("nan") if row.get("area") is None else row["area"] for row in rows]
         self._areas = np.array(areas, dtype=np.float64)
@@ -221,23 +241,35 @@ class DetectionImages:
         self.starts = np.searchsorted(self._image_of[kept], np.arange(len(self) + 1))
 
     def _refuse_other_formats(self, corners: Floats, limits: Floats) -> None:
-        """Refuses boxes that are plainly not (left, top, width, height) in pixels, and says what they look like."""
+        """Refuses boxes that are plainly not (left, top, width, height) in pixels, and says what they look like.
+
+        It warns where that is not plain, but many boxes leave their image.
+        """
         if not len(corners):
             return
-        leaves = np.asarray(((corners < -_TOLERANCE) | (corners > limits + _TOLERANCE)).any(axis=1))
+        leaves = ((corners < -_TOLERANCE) | (corners > limits + _TOLERANCE)).any(axis=1) & _is_box(self._bboxes)
+        share = leaves.mean()
         given = self._bboxes
-        if 2 * leaves.sum() > len(leaves):
-            fits = (given[:, 2:] > given[:, :2]) & (given <= limits + _TOLERANCE).reshape(-1, 2, 2).all(axis=1)
+        corners_given = bool(
+            ((given[:, 2:] > given[:, :2]) & (given <= limits + _TOLERANCE).reshape(-1, 2, 2).all(axis=1)).all()
+        )
+        plain = share > 0.5 or (share > 0 and corners_given and len(given) >= _ENOUGH)
+        if plain or share > _FEW:
             guess = (
-                "they look like (left, top, right, bottom)" if fits.all() else "they may be of images of another size"
+                "they look like (left, top, right, bottom)"
+                if corners_given
+                else "they may be of images of another size"
             )
             row = int(np.flatnonzero(leaves)[0])
             image = self._image_of[row]
-            raise ValueError(
+            message = (
                 f"{self.name}: {leaves.sum():,} of {len(leaves):,} boxes leave their image when they are read as "
                 f"(left, top, width, height) in pixels; {guess}. Annotation {self._ids[row]} has bbox "
                 f"{given[row].tolist()} in {self._files[image]} of {self.sizes[image][1]} x {self.sizes[image][0]}"
             )
+            if plain:
+                raise ValueError(message)
+            rank_zero_warn(f"{message}. What lies outside is cut off")
         if (given <= 1).all() and (limits > 1).all():
             raise ValueError(
                 f"{self.name}: no number of any bbox is above 1: they look like shares of the image, but must be pixels"
@@ -249,7 +281,7 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"there is no annotation file {file}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{file} is not json: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not an object with images, annotations, categories")
@@ -289,22 +321,29 @@ def _categories(rows: list[dict[str, Any]], ids: Ids, file: str) -> tuple[Catego
 
 def _integers(rows: Sequence[dict[str, Any]], key: str, what: str, file: str) -> Indices:
     for place, row in enumerate(rows):
-        if type(row.get(key)) is not int:
-            name = f"{what} {row['id']}" if key != "id" and "id" in row else f"{what} at place {place}"
-            given = f"{key}={row[key]!r}" if key in row else f"no {key}"
+        if type(row.get(key)) is not int or not -(2**63) <= row[key] < 2**63:
+            name = f"{what} {reprlib.repr(row['id'])}" if key != "id" and "id" in row else f"{what} at place {place}"
+            given = f"{key}={reprlib.repr(row[key])}" if key in row else f"no {key}"
             raise ValueError(f"{file}: {name} has {given}; a whole number is needed")
     return np.array([row[key] for row in rows], dtype=np.int64)
 
 
-def _boxes(rows: Sequence[dict[str, Any]], file: str) -> Floats:
+def _refuse_field(
+    rows: Sequence[dict[str, Any]], key: str, fits: Callable[[Any], bool], needed: str, file: str
+) -> None:
     for row in rows:
-        box = row.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-            given = f"bbox {box!r}" if "bbox" in row else "no bbox"
-            raise ValueError(
-                f"{file}: annotation {row['id']} has {given}; four numbers are needed: left, top, width, height"
-            )
-    return np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        if not fits(row.get(key)):
+            given = f"{key} {reprlib.repr(row[key])}" if key in row else f"no {key}"
+            raise ValueError(f"{file}: annotation {row['id']} has {given}; {needed}")
+
+
+def _is_four_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    """Says whether float64 can hold a value; true and false are no numbers."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def _is_box(boxes: Floats) -> NDArray[np.bool_]:

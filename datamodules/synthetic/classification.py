@@ -38,7 +38,7 @@ def write_corpus(directory: Path, train: int = 5_000, validation: int = 1_000, s
         size: Side of an image in pixels, at least 16.
 
     Raises:
-        ValueError: If a number is too small, `directory` is a file, or it holds a `train` or `val` of somebody else.
+        ValueError: If a number is too small, `directory` is a file, or it holds files of somebody else.
         OSError: If the files cannot be written.
     """
     settings = {"generator": GENERATOR_VERSION, "seed": seed, "train": train, "validation": validation, "size": size}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.directories import refuse_foreign
+
 RECORD = "corpus.json"
 """What wrote a corpus, beside its parts."""
 
@@ -21,7 +23,7 @@ def write_whole(
     """Writes a corpus unless it is there; one of other settings, or one that was not finished, is replaced as a whole.
 
     Args:
-        directory: Where the parts and the record go; made if it is missing.
+        directory: Where the parts and the record go; made if it is missing. Without a record it must be empty.
         settings: What decides the corpus, ``generator`` (its version) among it.
         least: The smallest value of a setting.
         parts: Names of the directories that make up the corpus.
@@ -29,7 +31,7 @@ def write_whole(
         write: Writes the parts into an empty directory.
 
     Raises:
-        ValueError: If a setting is too small, ``directory`` is a file, or it holds a part of somebody else.
+        ValueError: If a setting is too small, ``directory`` is a file, or it holds files of somebody else.
         OSError: If the files cannot be written.
     """
     for name, smallest in least.items():
@@ -39,12 +41,9 @@ def write_whole(
     found = _read_record(record)
     if found == settings and is_whole():
         return
-    if found is None and (foreign := [part for part in parts if (directory / part).exists()]):
-        raise ValueError(
-            f"{directory} holds {' and '.join(foreign)}, which the built-in corpus would replace, but no {RECORD} of "
-            "its own; name another directory, or move them away"
-        )
     unfinished = directory / ".unfinished"
+    if found is None:
+        refuse_foreign(directory, f"no {RECORD} of the built-in corpus", {unfinished.name})
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
@@ -53,15 +52,21 @@ def write_whole(
     try:
         write(unfinished)
         # From here to the end the record says that the parts are this program's, but not whole.
-        record.write_text(json.dumps({"generator": settings["generator"]}) + "\n", encoding="utf-8")
+        _write_record(record, {"generator": settings["generator"]}, unfinished)
         for part in parts:
             if (directory / part).exists():
                 shutil.rmtree(directory / part)
             (unfinished / part).replace(directory / part)
-        (unfinished / RECORD).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-        (unfinished / RECORD).replace(record)
+        _write_record(record, settings, unfinished)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_record(path: Path, settings: Mapping[str, int], unfinished: Path) -> None:
+    """Writes a record whole or not at all: half of one would be a file of somebody else to the next attempt."""
+    draft = unfinished / path.name
+    draft.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

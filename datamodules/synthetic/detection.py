@@ -82,7 +82,7 @@ def write_corpus(directory: Path, train: int = 2_000, validation: int = 400, see
         seed: Seed of the drawings, at least 0.
 
     Raises:
-        ValueError: If a number is too small, `directory` is a file, or it holds a split of somebody else.
+        ValueError: If a number is too small, `directory` is a file, or it holds files of somebody else.
         OSError: If the files cannot be written.
     """
     settings = {"generator": GENERATOR_VERSION, "seed": seed, "train": train, "validation": validation}

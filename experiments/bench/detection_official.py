@@ -78,7 +78,7 @@ class OfficialDETR(nn.Module):
             padding: (batch, height, width) bool, True outside the images.
         """
         features = images
-        for stage in self.backbone[0].body.children():  # type: ignore[union-attr, operator]
+        for stage in self.backbone[0].body.children():  # type: ignore[union-attr]
             features = stage(features)
         masked = functional.interpolate(padding[None].float(), size=features.shape[-2:]).bool()[0]
         sources = self.input_proj(features).flatten(2).permute(2, 0, 1)

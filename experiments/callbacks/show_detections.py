@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.batches import DetectionBatch
 from experiments.callbacks.show_images import spread
+from lit_models.detection.boxes import cxcywh_to_xyxy
 
 TRAIN_FILE, VAL_FILE = "train_objects.png", "val_objects.png"
 
@@ -90,8 +91,7 @@ class ShowDetections(Callback):
         names = _datamodule(trainer).class_names
         height, width = batch.sizes[place]
         count = batch.counts[place]
-        centers, sides = batch.boxes[place, :count].float().cpu().split(2, -1)
-        corners = torch.cat((centers - sides / 2, centers + sides / 2), -1) * torch.tensor([width, height] * 2)
+        corners = cxcywh_to_xyxy(batch.boxes[place, :count]).cpu() * torch.tensor([width, height] * 2)
         labels = batch.labels[place, :count].tolist()
         truth = [Mark(box, label, names[label]) for box, label in zip(corners.tolist(), labels, strict=True)]
         marks = []

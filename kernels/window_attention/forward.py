@@ -300,7 +300,8 @@ def window_attention_forward(
                 TILE,
                 PRECISION,
             )
-            # Every block has a key of the window, so that the maximum is finite.
+            # The first block has a key of the window, so that the maximum is finite from there on; the last ones of a
+            # tile that is longer than the window may have none.
             new_max = tl.maximum(row_max, tl.max(scores, 1))
             weights = tl.math.exp2(scores - new_max[:, None])
             decay = tl.math.exp2(row_max - new_max)

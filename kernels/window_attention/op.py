@@ -35,8 +35,9 @@ def window_attention(
 
     On CUDA tensors this is a Triton kernel that holds neither windows nor scores, forward or backward; it takes
     float16, bfloat16 and float32, the last in TensorFloat-32 if torch's ``set_float32_matmul_precision`` allows it, and
-    head_dims that are multiples of 8 from 16 to 64. Under autocast ``qkv`` is cast as torch's own attention casts its
-    inputs. Gradients are deterministic, those of ``bias``, ``qkv_padding`` and ``logit_scale`` too.
+    head_dims that are multiples of 8 from 16 to 64. Under autocast ``qkv`` is cast on every device as torch's own
+    attention casts its inputs: float64 stays. Gradients are deterministic, those of ``bias``, ``qkv_padding`` and
+    ``logit_scale`` too.
 
     Args:
         qkv: (batch, height, width, 3 · channels), floating point: queries, keys and values, each head by head, as one
@@ -57,7 +58,7 @@ def window_attention(
         dropout_p: Probability of dropping an attention weight, in [0, 1).
 
     Returns:
-        (batch, height, width, channels) in the dtype of ``qkv``.
+        (batch, height, width, channels) in the dtype of ``qkv``, or of autocast where it casts.
 
     Raises:
         ValueError: If a shape, a dtype, a device or a number does not fit; the message names the argument.
@@ -67,13 +68,14 @@ def window_attention(
     _check_scores(qkv, bias, qkv_padding, logit_scale, num_heads, window)
     _check_numbers(scale, logit_scale, dropout_p)
     scale = (qkv.shape[3] // (3 * num_heads)) ** -0.5 if scale is None else float(scale)
-    if not runs_triton(qkv, "window_attention"):
+    triton, device = runs_triton(qkv, "window_attention"), qkv.device
+    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    if autocast and qkv.dtype != torch.float64:
+        qkv = qkv.to(torch.get_autocast_dtype(device.type))
+    if not triton:
         geometry = Geometry(qkv.shape[1], qkv.shape[2], window, shift, pad_mode == "roll_then_pad")
         return reference.window_attention(qkv, bias, geometry, num_heads, scale, qkv_padding, logit_scale, dropout_p)
     _check_triton(qkv, num_heads)
-    device = qkv.device
-    if torch.is_autocast_enabled(device.type):
-        qkv = qkv.to(torch.get_autocast_dtype(device.type))
     tensors = (
         qkv,
         None if bias is None else bias.float().contiguous(),
@@ -101,6 +103,8 @@ def _check_map(qkv: Tensor, num_heads: int, window: tuple[int, int], shift: tupl
         )
     if qkv.stride(3) != 1 and qkv.shape[3] > 1:
         raise ValueError(f"qkv must be contiguous in its last dimension, got strides {qkv.stride()}: call contiguous()")
+    if not isinstance(num_heads, int):
+        raise ValueError(f"num_heads must be an integer, got {num_heads!r}")
     if num_heads < 1 or qkv.shape[3] % (3 * num_heads):
         raise ValueError(
             f"qkv has {qkv.shape[3]} channels, which num_heads={num_heads} must divide into queries, keys and values "

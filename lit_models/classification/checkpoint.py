@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from datamodules.batches import preprocessing_differences
 from lit_models.checkpoints import (
     CHECKPOINT_KEY,
     FORMAT,
@@ -21,7 +22,16 @@ from lit_models.classification.network import Classifier
 DATA_KEY = "ImageNetDataModule"
 PREPROCESSING_KEYS = ("image_size", "crop", "crop_mode", "interpolation", "mean", "std")
 # Settings that change how a network is trained or how large its images are, but not what its weights mean.
-_FREE = ("image_size", "drop_path", "drop_path_mode", "dropout", "attention_dropout", "layer_scale", "padding")
+_FREE = (
+    "image_size",
+    "drop_path",
+    "drop_path_mode",
+    "dropout",
+    "attention_dropout",
+    "layer_scale",
+    "padding",
+    "unshifted_stages",
+)
 
 
 class LoadedClassifier(NamedTuple):
@@ -107,12 +117,12 @@ def load_source(path: str, key: str, like: Classifier | None = None, head_rows: 
         key: The setting that named it, for messages.
         like: A network that public weights shall fit: positions are resized for its images by the source's own rule,
             those of a Swin for its windows, a head for other classes is fresh, and it knows the number of attention
-            heads and the windows of a Swin V2, which few files tell.
+            heads and the windows of a Swin V2, which few files tell. A public file of another architecture is refused.
         head_rows: Rows of a public checkpoint's head, see :func:`lit_models.pretrained.load_pretrained`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is of no kind that is known.
+        ValueError: If it is of no kind that is known, or a public one of another architecture than ``like``.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f'{key}: there is no file "{path}"')
@@ -126,7 +136,7 @@ def load_source(path: str, key: str, like: Classifier | None = None, head_rows: 
 
     wanted: dict[str, Any] = {}
     if like is not None:
-        wanted = {"num_classes": like.num_classes, "image_size": like.image_size}
+        wanted = {"num_classes": like.num_classes, "image_size": like.image_size, "network": type(like).__name__}
         for name in ("num_heads", "window_size", "pretrained_window_size"):
             wanted[name] = like.settings.get(name)
     found = load_pretrained(path, head_rows=head_rows, **wanted)
@@ -150,7 +160,13 @@ def same_classes(source: Source, class_names: list[str]) -> bool:
     return not known or source.class_names == class_names
 
 
-def start_from(network: Classifier, path: str, class_names: list[str], head_rows: str | None = None) -> list[str]:
+def start_from(
+    network: Classifier,
+    path: str,
+    class_names: list[str],
+    head_rows: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Fill a network with the weights of a checkpoint, as fine-tuning begins.
 
     Images of another size get resized position embeddings, other windows of a Swin resized tables, other classes new
@@ -161,16 +177,18 @@ def start_from(network: Classifier, path: str, class_names: list[str], head_rows
         path: A checkpoint of this project or a public one.
         class_names: The data's classes.
         head_rows: Rows of a public checkpoint's head, see :func:`lit_models.pretrained.load_pretrained`.
+        preprocessing: What the data's images go through, by the names of :class:`LoadedClassifier`; None if unknown.
 
     Returns:
-        What was done to the weights, in words.
+        What was done to the weights, and how images are prepared otherwise than for the checkpoint, in words.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it holds another network than the config describes.
     """
     source = load_source(path, "init_from", network, head_rows)
-    theirs, notices = source.network, [source.report]
+    theirs = source.network
+    notices = [source.report, *preprocessing_differences(source.preprocessing, preprocessing or {}, f'"{path}"')]
     if type(theirs) is not type(network):
         raise ValueError(
             f'init_from: "{path}" holds a {type(theirs).__name__}, the network of the config is a '
@@ -183,11 +201,10 @@ def start_from(network: Classifier, path: str, class_names: list[str], head_rows
     lines = difference(_fixed_settings(theirs), _fixed_settings(network), "network")
     if lines:
         raise ValueError(f'init_from: "{path}" is of another network than the config:\n  ' + "\n  ".join(lines))
-    paddings = theirs.settings.get("padding"), network.settings.get("padding")
-    if paddings[0] != paddings[1]:
-        notices.append(
-            f"padding: {paddings[0]} becomes {paddings[1]}, another result where windows do not divide a map"
-        )
+    for key in ("padding", "unshifted_stages"):
+        before, after = theirs.settings.get(key), network.settings.get(key)
+        if before != after:
+            notices.append(f"{key}: {before} becomes {after}, another result where windows do not divide a map")
     if not same_classes(source, class_names):
         notices.append(f"new head: {theirs.num_classes} classes become {network.num_classes}, or have other names")
         theirs.reset_classifier(network.num_classes)

@@ -51,26 +51,34 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-class PaddedPatchEmbedding(nn.Conv2d):
-    """Patches of images of any size, each through one linear layer; images are zero-padded to whole patches.
+class AnySizePatchEmbedding(nn.Conv2d):
+    """Patches of images of any size, each through one linear layer.
 
     The weight has a convolution's shape, (dim, 3, size, size), and PyTorch's default initialisation of one.
 
     Args:
         patch_size: Height and width of a patch.
         dim: Width of a token.
+        padded: Zero-pad images to whole patches at the bottom and at the right; False leaves out the pixels there that
+            fill no patch, as a convolution does.
     """
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    def __init__(self, patch_size: int, dim: int, *, padded: bool) -> None:
         check_at_least("patch_size", patch_size, 1)
         super().__init__(3, dim, kernel_size=patch_size, stride=patch_size)
+        self.padded = padded
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (batch, 3, height, width) to (batch, rows, columns, dim)."""
         if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"the network takes images (batch, 3, height, width), got {tuple(images.shape)}")
-        size = self.kernel_size[0]
-        images = pad_to_multiple(images, size, 2)
+        size, (height, width) = self.kernel_size[0], images.shape[2:]
+        if self.padded:
+            images = pad_to_multiple(images, size, 2)
+        elif min(height, width) < size:
+            raise ValueError(f"the network has patches of {size} x {size} pixels, got images of {height} x {width}")
+        else:
+            images = images[:, :, : height - height % size, : width - width % size]
         patches = images.unflatten(2, (-1, size)).unflatten(4, (-1, size)).permute(0, 2, 4, 1, 3, 5)
         return functional.linear(patches.flatten(3), self.weight.flatten(1), self.bias)
 
@@ -146,10 +154,13 @@ class SwinTransformer(TransformerClassifier):
         attention_dropout: On the attention weights.
         norm_eps: Added to the variance in layer norms.
         padding: Whose treatment of maps that the windows do not divide, or do not fit into: ``"torchvision"``,
-            ``"timm"`` or ``"microsoft"`` (also Hugging Face), see ``fit_window`` in
-            :mod:`lit_models.layers.window_attention`.
+            ``"timm"``, ``"microsoft"`` (also Hugging Face's V1) or ``"fixed"`` (Hugging Face's V2), see ``fit_window``
+            in :mod:`lit_models.layers.window_attention`. Of images that patches do not divide torchvision leaves out
+            the rest; the others' are zero-padded, as Hugging Face does where timm and Microsoft take no such images.
         pretrained_window_size: Of V2, the windows that the position networks were trained with, as ``window_size``;
             None if they are those of ``window_size``.
+        unshifted_stages: With ``padding="fixed"``, how many of the last stages never shift: those whose map was one
+            window at the image size that the network was made for; None for none of them.
 
     Attributes:
         feature_channels: Channels of each stage's map.
@@ -179,15 +190,22 @@ class SwinTransformer(TransformerClassifier):
         norm_eps: float = 1e-5,
         padding: Padding = "torchvision",
         pretrained_window_size: int | Sequence[Window] | None = None,
+        unshifted_stages: int | None = None,
     ) -> None:
         super().__init__(num_classes, plain_settings(locals()))
         _check_stages(version, depths, num_heads, pretrained_window_size)
+        if unshifted_stages is not None and (padding != "fixed" or not 0 <= unshifted_stages <= len(depths)):
+            raise ValueError(
+                f'unshifted_stages must be from 0 to {len(depths)}, and padding "fixed"; got {unshifted_stages} and '
+                f'padding "{padding}"'
+            )
+        shifting = len(depths) - (unshifted_stages or 0)
         windows = _windows("window_size", window_size, len(depths))
         pretrained = _windows("pretrained_window_size", pretrained_window_size, len(depths))
         self.feature_channels = tuple(dim * 2**stage for stage in range(len(depths)))
         self.feature_strides = tuple(patch_size * 2**stage for stage in range(len(depths)))
         self.num_features = self.feature_channels[-1]
-        self.patch_embedding = PaddedPatchEmbedding(patch_size, dim)
+        self.patch_embedding = AnySizePatchEmbedding(patch_size, dim, padded=padding != "torchvision")
         self.patch_norm = LayerNorm(dim, norm_eps)
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         stages = []
@@ -204,7 +222,7 @@ class SwinTransformer(TransformerClassifier):
             )
             layers = [
                 (TransformerLayer if version == 1 else PostNormLayer)(
-                    attention(shifted=layer % 2 == 1),
+                    attention(shifted=layer % 2 == 1 and stage < shifting),
                     width,
                     int(width * mlp_ratio),
                     layer_scale=None,

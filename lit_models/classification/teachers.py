@@ -32,13 +32,12 @@ class Teacher:
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.image_size = image_size
-        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-        self._scale, self._shift = torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)
+        self._mean, self._std = _by_colour(mean), _by_colour(std)
+        self._scale, self._shift = torch.ones_like(self._std), torch.zeros_like(self._mean)
 
     def see(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Say with which mean and standard deviation the student's images are normalised."""
-        given_mean, given_std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-        self._scale, self._shift = given_std / self._std, (given_mean - self._mean) / self._std
+        self._scale, self._shift = _by_colour(std) / self._std, (_by_colour(mean) - self._mean) / self._std
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
         """Move the network."""
@@ -51,7 +50,8 @@ class Teacher:
         images = images.float() * self._scale + self._shift
         if self.image_size is not None and tuple(images.shape[-2:]) != self.image_size:
             images = functional.interpolate(images, self.image_size, mode="bicubic", antialias=True)
-        return self.network(images)
+        # Of half or double precision where the trainer's precision is "true".
+        return self.network(images.to(next(self.network.parameters()).dtype))
 
 
 def build_teacher(config: TeacherConfig, class_names: list[str]) -> Teacher:
@@ -139,6 +139,11 @@ def _from_timm(config: TeacherConfig) -> tuple[nn.Module, int, Any, tuple[int, i
     facts = network.pretrained_cfg
     size = tuple(facts["input_size"][-2:]) if facts.get("fixed_input_size") else None
     return network, network.num_classes, (facts["mean"], facts["std"]), size
+
+
+def _by_colour(values: Sequence[float]) -> Tensor:
+    """Return a number for each colour, (1, 3, 1, 1) float32: the trainer's precision may have another default."""
+    return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
 
 
 def _square(size: int | None) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ class CocoResult(NamedTuple):
 
     Attributes:
         summary: The 12 numbers by name.
-        per_class: AP of each category of the ground truth, by its name.
+        per_class: AP of each category of the ground truth, by its name; if several have the same, by ``name (id)``.
     """
 
     summary: dict[str, float]
@@ -102,7 +103,11 @@ class CocoScores:
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class) of all sizes, 100 detections
         # Without objects of a class all its entries are -1, and only then.
         values = precision.mean((0, 1)).tolist()
-        names = {category["id"]: category["name"] for category in self.categories}
+        count = Counter(category["name"] for category in self.categories)
+        names = {
+            number: f"{name} ({number})" if count[name] > 1 else name
+            for number, name in ((category["id"], category["name"]) for category in self.categories)
+        }
         per_class = {names[number]: value for number, value in zip(sorted(names), values, strict=True)}
         return CocoResult(dict(zip(NAMES, map(float, evaluation.stats[:12]), strict=True)), per_class)
 

@@ -13,7 +13,7 @@ from kernels.window_attention.op import PadMode
 from lit_models.checks import check_at_least
 
 Pair = tuple[int, int]
-Padding = Literal["torchvision", "timm", "microsoft"]
+Padding = Literal["torchvision", "timm", "microsoft", "fixed"]
 
 # Swin V2 (Liu et al. 2022, section 3.3): the largest logarithm of a head's scale, and the bound of its bias.
 LARGEST_LOGIT_SCALE = math.log(100.0)
@@ -29,9 +29,12 @@ def fit_window(size: Pair, window: Pair, shift: Pair, padding: Padding) -> tuple
         window: (rows, columns) of the network's windows.
         shift: Rows and columns that this layer shifts larger maps by.
         padding: Whose rule: ``"torchvision"`` keeps the window and switches off the shift along an axis that one window
-            covers; ``"timm"`` makes the window as short as the axis besides; ``"microsoft"`` (also Hugging Face), if
-            the shorter axis is no longer than the window, makes the window a square of that side, without any shift.
+            covers; ``"timm"`` makes the window as short as the axis besides; ``"microsoft"`` (also Hugging Face's
+            Swin V1), if the shorter axis is no longer than the window, makes the window a square of that side, without
+            any shift; ``"fixed"`` (Hugging Face's Swin V2) leaves both as they are for every map.
     """
+    if padding == "fixed":
+        return window, shift
     if padding == "microsoft":
         side = min(size)
         return ((side, side), (0, 0)) if side <= window[0] else (window, shift)

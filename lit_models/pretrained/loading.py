@@ -59,6 +59,7 @@ def load_pretrained(
     window_size: Windows | None = None,
     pretrained_window_size: Windows | None = None,
     head_rows: str | Path | None = None,
+    network: str | None = None,
 ) -> Pretrained:
     """Load a public checkpoint: ViT, DeiT, DeiT-III, CaiT and Swin of timm and their authors, and others' ViT and Swin.
 
@@ -76,11 +77,12 @@ def load_pretrained(
         head_rows: File with the row of the checkpoint's head for each class wanted, counted from 0, one in a line.
             ``data/map22kto1k.txt`` of https://github.com/microsoft/Swin-Transformer makes the 1,000 classes of
             ImageNet out of the 21,841 of ImageNet-22k.
+        network: Class of the network that a config describes, which the file shall hold; None for any.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or of another architecture, or its shapes contradict each other; the message names
-            the file, and the weight where there is one.
+        ValueError: If it is damaged or of another architecture, or not of ``network``, or its shapes contradict each
+            other; the message names the file, and the weight where there is one.
     """
     checkpoint = read_checkpoint(path)
     size = None if image_size is None else pair(image_size)
@@ -88,6 +90,8 @@ def load_pretrained(
     try:
         family, view = recognise(checkpoint, FAMILIES)
         source = family.read(view)
+        if network not in (None, source.architecture.network):
+            raise ValueError(f"it holds a {source.architecture.network}, the network of the config is a {network}")
         source.weights.unused.extend(view.outside)
         if head_rows is not None:
             source = select_rows(source, head_rows, num_classes)

@@ -31,6 +31,7 @@ RULES: Mapping[str, Rule] = {
     "swin": Rule(1e-5, *_IMAGENET, 0.875, "center", "bicubic", False, large_crop_mode="squash", padding="microsoft"),
     "timm swin": Rule(1e-5, *_IMAGENET, 0.9, "center", "bicubic", False, padding="timm"),
     "hugging face swin": Rule(1e-5, *_IMAGENET, 1.0, "squash", "bicubic", False, padding="microsoft"),
+    "hugging face swin v2": Rule(1e-5, *_IMAGENET, 1.0, "squash", "bicubic", False, padding="fixed"),
     "torchvision swin": Rule(1e-5, *_IMAGENET, 224 / 232, "center", "bicubic", False, padding="torchvision"),
     "torchvision swin v2": Rule(1e-5, *_IMAGENET, 256 / 260, "center", "bicubic", False, padding="torchvision"),
 }

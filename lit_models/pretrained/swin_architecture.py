@@ -86,6 +86,7 @@ def settings(weights: Weights, facts: Facts, rule: Rule, image_size: Size | None
         "norm_eps": rule.norm_eps if facts.norm_eps is None else facts.norm_eps,
         "padding": rule.padding,
         "pretrained_window_size": plain_windows(facts.pretrained_windows),
+        "unshifted_stages": _unshifted(facts, patch_size[0]) if rule.padding == "fixed" else None,
     }
 
 
@@ -100,6 +101,8 @@ def change(weights: Weights, described: Mapping[str, Any], wanted: Wanted, rule:
     if new is None or new == old_windows:
         return dict(described)
     changed = dict(described) | {"window_size": plain_windows(new)}
+    if described["padding"] == "fixed":  # for windows that are no more; at the size of a square image it is the same
+        changed |= {"padding": "microsoft", "unshifted_stages": None}
     if described["version"] == 2:
         return changed | {"pretrained_window_size": described["pretrained_window_size"] or old}
     for name, table in weights.tensors.items():
@@ -185,6 +188,13 @@ def _told(weights: Weights, wanted: Wanted) -> tuple[int, tuple[Size, ...] | Non
         raise ValueError(f"num_heads {wanted.num_heads} was given, but the stages have {heads}")
     told = per_stage("window_size", wanted.window_size, stages)
     return stages, told, per_stage("pretrained_window_size", wanted.pretrained_window_size, stages)
+
+
+def _unshifted(facts: Facts, patch_size: int) -> int:
+    """Return how many stages have a map of no more rows than a window, for images of the size that the file says."""
+    assert facts.image_size is not None and facts.windows is not None
+    rows = facts.image_size[0] // patch_size
+    return sum(rows // 2**stage <= window[0] for stage, window in enumerate(facts.windows))
 
 
 def _version(weights: Weights) -> int:

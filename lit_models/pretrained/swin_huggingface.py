@@ -31,7 +31,8 @@ def _read(checkpoint: Checkpoint) -> Source:
     if told.windows is None:
         told = _config_windows(checkpoint.config, facts, patch_size, stages)
     facts = replace(facts, windows=told.windows, pretrained_windows=told.pretrained_windows)
-    return Source(f"Hugging Face Swin V{version}", SWIN, weights, RULES["hugging face swin"], facts)
+    rule = RULES["hugging face swin" if version == 1 else "hugging face swin v2"]
+    return Source(f"Hugging Face Swin V{version}", SWIN, weights, rule, facts)
 
 
 def _check_config(config: Mapping[str, Any], weights: Weights) -> None:
@@ -64,7 +65,8 @@ def _config_windows(config: Mapping[str, Any], facts: Facts, patch_size: int, st
 def to_huggingface(network: SwinTransformer, *, memory: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return weights and config values, see :func:`lit_models.pretrained.huggingface.to_huggingface`.
 
-    The image size of the config, which a network of any size does not have, is that of one window in the last stage.
+    The image size of the config, which a network of any size does not have, is that of one window in the last stage,
+    or of four where Hugging Face's V2 would never shift that stage otherwise, and the network does.
 
     Raises:
         ValueError: If one ``window_size`` cannot say the windows, or an epsilon is not Hugging Face's.
@@ -72,6 +74,8 @@ def to_huggingface(network: SwinTransformer, *, memory: bool) -> tuple[dict[str,
     settings, stages = network.settings, len(network.stages)
     version, patch_size, windows = settings["version"], settings["patch_size"], windows_of(network)
     side, image_size = max(max(window) for window in windows), windows[-1][0] * patch_size * 2 ** (stages - 1)
+    if settings["padding"] == "fixed" and not settings["unshifted_stages"]:
+        image_size *= 2
     fitted = windows_within((side, side), (image_size,) * 2, patch_size, stages)
     if windows != (((side, side),) * stages if version == 1 else fitted):
         raise ValueError(f"Hugging Face's Swin V{version} has one window_size, not windows of {list(windows)}")

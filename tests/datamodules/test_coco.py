@@ -217,6 +217,28 @@ def test_bad_images_are_named_or_skipped(pets):
     assert ids == [0, 7, 14, 28, 35]
 
 
+def test_images_without_annotations_can_be_predicted_only(pets):
+    json_file = pets / "annotations" / "instances_val2017.json"
+    content = json.loads(json_file.read_text())
+    del content["annotations"]
+    (pets / "annotations" / "image_info_val2017.json").write_text(json.dumps(content))
+    module = make(pets, "predict", test_annotations="annotations/image_info_val2017.json")
+    batches = list(module.predict_dataloader())
+    assert [image for batch in batches for image in batch.image_ids] == [0, 7, 14, 21, 28, 35]
+    assert not any(sum(batch.counts) for batch in batches) and module.class_names == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"image_info_val2017\.json has no list of annotations"):
+        module.setup("test")
+    module.setup("fit")
+    assert len(module.ground_truth("valid")["annotations"]) > 0
+
+
+def test_training_without_any_object_is_said(pets):
+    json_file = pets / "annotations" / "instances_train2017.json"
+    json_file.write_text(json.dumps(json.loads(json_file.read_text()) | {"annotations": []}))
+    with pytest.warns(UserWarning, match=r"instances_train2017\.json has no object to train on"):
+        make(pets)
+
+
 def test_missing_files_are_named_before_training(pets):
     (pets / "train2017" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 11 images of .*train2017\.json are not in .*train2017: 3\.png"):

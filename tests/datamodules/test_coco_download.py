@@ -93,6 +93,26 @@ def test_a_directory_appears_whole_or_not_at_all(site, tmp_path):
     assert not (tmp_path / "train2017").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_a_directory_of_other_files_is_refused(site, tmp_path):
+    url, archives, _, asked, _ = site
+    (tmp_path / "downloads").mkdir()  # what a first attempt without a network leaves
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "mine.json").write_text("{}")
+    message = (
+        r"holds annotations, but nothing of COCO 2017 \(train2017, annotations/instances_train2017\), so nothing is "
+        r"written there; .* corpus=directory \(--data\.init_args\.corpus=directory\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fetch_coco(tmp_path, archives, url, archives)
+    assert not asked
+    (tmp_path / "downloads" / "part.train2017.zip").write_bytes(b"")  # a download that has begun goes on
+    fetch_coco(tmp_path, ["train2017"], url, archives)
+    (tmp_path / "downloads").rmdir()
+    (tmp_path / "annotations").rename(tmp_path / "mine")
+    fetch_coco(tmp_path, ["annotations"], url, archives)  # a part is there, so it is COCO's directory
+    assert len(asked) == 2
+
+
 def test_coco_is_what_its_server_has():
     assert [archive.path for archive in COCO_2017.values()] == [
         "zips/train2017.zip",

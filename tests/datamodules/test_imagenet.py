@@ -294,13 +294,42 @@ def test_state(colors: Path):
         ValueError, match=r"the checkpoint and .*colors differ .*: only in the checkpoint: yellow; only"
     ):
         module.load_state_dict(state)
-    fresh = make(colors, None)
+    fresh = make(colors, None, crop_mode="squash")
     fresh.load_state_dict(state)
     with pytest.raises(ValueError, match="only in the checkpoint: yellow"):
         fresh.setup("validate")
     state["class_names"] = ["green", "blue", "red"]
     with pytest.raises(ValueError, match="the same names in another order"):
         module.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"eval_image_size": 20}, []),
+        ({"mean": (0.485, 0.456, 0.4061)}, []),  # rounded elsewhere
+        (
+            {"mean": (0.5, 0.5, 0.5)},
+            [f"mean: the checkpoint was made with {IMAGENET_MEAN}, the data has (0.5, 0.5, 0."],
+        ),
+        (
+            {"std": (0.5, 0.5, 0.5)},
+            [f"std: the checkpoint was made with {IMAGENET_STD}, the data has (0.5, 0.5, 0.5); "],
+        ),
+        ({"crop": 1.0}, ["crop: the checkpoint was made with 0.875, the data has 1.0; see data.crop"]),
+        (
+            {"crop_mode": "squash", "crop": 1.0},
+            ["crop_mode: the checkpoint was made with center, the data has squash;"],
+        ),
+        ({"interpolation": "bilinear"}, ["interpolation: the checkpoint was made with bicubic, the data has bilinear"]),
+    ],
+)
+def test_a_checkpoint_of_another_preprocessing_is_told(colors: Path, settings: Any, told: list[str]):
+    state = make(colors).state_dict()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(colors, "validate", **settings).load_state_dict(state)
+    assert [str(warning.message)[: len(line)] for warning, line in zip(caught, told, strict=True)] == told
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,19 @@ def test_a_table_in_float32_under_autocast():
     assert all(torch.equal(one, other) for one, other in zip(grads, plain_grads, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_on_the_torch_path(dtype):
+    """As in the Triton path: what is not float64 is cast, and the table keeps its digits."""
+    tensors = draw(7, 7, 7, head_dim=16, dtype=dtype)
+    settings = {"window_size": 7, "shift": 3, "num_heads": 3}
+    with torch.autocast(DEVICE, torch.bfloat16):
+        output = window_attention(**tensors, **settings)
+    cast = torch.bfloat16 if dtype == torch.float32 else dtype
+    expected = window_attention(**tensors | {"qkv": tensors["qkv"].to(cast)}, **settings)
+    assert output.dtype == cast
+    assert torch.equal(output, expected)
+
+
 def test_mask_is_100_and_not_infinite():
     # The key of the first token after the seam is the query's, the others are opposite to it: 100 - 100 against -100.
     qkv = torch.zeros(1, 4, 1, 6, dtype=torch.float64, device=DEVICE)
@@ -410,6 +423,7 @@ MAP = torch.zeros(2, 6, 8, 36)
     ("change", "message"),
     [
         ({"num_heads": 5}, "qkv has 36 channels, which num_heads=5 must divide"),
+        ({"num_heads": 2.0}, "num_heads must be an integer, got 2.0"),
         ({"num_heads": 0}, "qkv has 36 channels, which num_heads=0 must divide"),
         ({"qkv": MAP[0]}, r"qkv must be \(batch, height, width, 3 · channels\) .* got \(6, 8, 36\)"),
         ({"qkv": MAP[:, :0]}, r"qkv must be .* height, width and channels of 1 or more, got \(2, 0, 8, 36\)"),

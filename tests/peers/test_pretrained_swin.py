@@ -94,7 +94,8 @@ def test_both_ways(layout, version, tmp_path):
     loaded = load_pretrained(path, window_size=4 if silent else None)
     assert loaded.missing == loaded.unused == []
     settings = loaded.network.settings
-    assert (settings["padding"], settings["window_size"], settings["version"]) == (PADDING[layout], 4, version)
+    padding = "fixed" if version == 2 and layout in ("disk", "memory") else PADDING[layout]
+    assert (settings["padding"], settings["window_size"], settings["version"]) == (padding, 4, version)
     assert settings["pretrained_window_size"] is None
     assert_same_logits(theirs, loaded.network, images_of(32))
     if layout == "official":
@@ -142,6 +143,35 @@ def test_row_7_padding_comes_along(tmp_path):
     """A map of 11 x 11 and one of 6 x 6, which windows of 4 do not divide."""
     theirs, path, _ = save("disk", 1, tmp_path)
     assert_same_logits(theirs, load_pretrained(path).network, images_of(44))
+
+
+# At 32 pixels the maps are of 8 x 8 and 4 x 4 positions, at 16 of 4 x 4 and 2 x 2, at 80 of 20 x 20 and 10 x 10.
+@pytest.mark.parametrize(("native", "unshifted"), [(16, 2), (32, 1), (80, 0)])
+def test_hugging_faces_v2_is_made_for_one_size(native, unshifted, tmp_path):
+    """It never shifts a stage whose map was one window at that size, and makes no window smaller at another."""
+    theirs = huggingface_model(2, image_size=native)
+    theirs.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path)
+    settings = loaded.network.settings
+    assert (settings["padding"], settings["unshifted_stages"]) == ("fixed", unshifted)
+    for size in (native, (74, 59), (20, 12)):
+        assert_same_logits(theirs, loaded.network, images_of(size))
+    state, config = to_huggingface(loaded.network)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = transformers.Swinv2ForImageClassification.from_pretrained(tmp_path)
+    assert_same_logits(again, loaded.network, images_of((74, 59)))
+
+
+def test_hugging_faces_v2_in_other_windows(tmp_path):
+    """A network of that size with those windows has the same weights."""
+    theirs = huggingface_model(2)
+    theirs.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, window_size=8, image_size=32)
+    larger = huggingface_model(2, window_size=8, pretrained_window_sizes=[4, 4])
+    larger.load_state_dict(theirs.state_dict())
+    assert loaded.network.settings["padding"] == "microsoft"
+    assert_same_logits(larger, loaded.network, images_of(32))
 
 
 def test_windows_of_v1_are_resized_by_head(tmp_path):

@@ -167,6 +167,14 @@ def test_a_training_step_with_stochastic_depth(library, version, size):
     assert_same_step(network, peer.double(), names, torch.randn(4, 3, *image_size).double(), (1e-11, 1e-10))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_pixels_that_fill_no_patch_of_torchvision(version):
+    """Its convolution leaves out 2 rows and 3 columns of 58 x 47 pixels, as of 226 x 223."""
+    network = draw_network(**SMALL, version=version, window_size=3, padding="torchvision").double()
+    peer, names = torchvision_twin(network, (58, 47))
+    assert_same_step(network, peer.double(), names, torch.randn(2, 3, 58, 47).double(), (1e-11, 1e-10))
+
+
 # 224 and 256 as published; 100 x 132 makes maps of 25 x 33, 13 x 17, 7 x 9 and 4 x 5.
 @pytest.mark.parametrize(("version", "window", "native"), [(1, 7, 224), (2, 8, 256)])
 @pytest.mark.parametrize("library", TWINS)

@@ -18,7 +18,7 @@ CONTENT = {
     "images": IMAGES,
     "annotations": [
         {"id": 1, "image_id": 10, "category_id": 7, "bbox": [10, 20, 30, 40], "area": 900.5, "iscrowd": 0},
-        {"id": 2, "image_id": 30, "category_id": 3, "bbox": [90.5, -1, 12, 20], "area": 5.0, "iscrowd": 0},
+        {"id": 2, "image_id": 30, "category_id": 3, "bbox": [90.5, -1, 11, 20], "area": 5.0, "iscrowd": 0},
         {"id": 3, "image_id": 10, "category_id": 3, "bbox": [0, 0, 80, 60], "area": 4000, "iscrowd": 1},
         {"id": 4, "image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4]},
     ],
@@ -127,6 +127,48 @@ def test_corners_given_for_sizes_are_guessed(directory):
         read(directory, content)
 
 
+def many(boxes):
+    """The content with these boxes, all in the image of 80 x 60."""
+    rows = [{"id": n, "image_id": 10, "category_id": 3, "bbox": box} for n, box in enumerate(boxes, start=50)]
+    return CONTENT | {"annotations": rows}
+
+
+def test_corners_given_for_sizes_are_seen_if_only_some_leave(directory):
+    # As (left, top, right, bottom) all ten are inside; as (left, top, width, height) one of them leaves.
+    boxes = [[3 * n, 2 * n, 3 * n + 9, 2 * n + 9] for n in range(9)] + [[60, 30, 70, 40]]
+    with pytest.raises(
+        ValueError, match=r"1 of 10 boxes leave .*look like \(left, top, right, bottom\)\. Annotation 59 has bbox"
+    ):
+        read(directory, many(boxes))
+    for others in (boxes[:8] + boxes[9:], [*boxes, [50, 40, 10, 10]]):  # too few to be sure; one that is no corners
+        with pytest.warns(
+            UserWarning, match=rf"1 of {len(others)} boxes leave .* Annotation \d+ has bbox .* is cut off"
+        ):
+            assert read(directory, many(others)).boxes.max() <= 80
+
+
+def test_boxes_that_leave_by_rounding_or_rarely_are_left_alone(directory):
+    inside = [[50, 40, 10, 10]] * 38
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(directory, many([*inside, [10, 10, 90, 10], [10, 10, 10, 90]]))  # 2 of 40
+        read(directory, many([[-1.5, 0, 80, 61]] * 12))
+    with pytest.warns(
+        UserWarning, match=r"x\.json: 3 of 41 boxes .* of another size\. Annotation 88 has .* of 80 x 60"
+    ):
+        read(directory, many([*inside, [10, 10, 90, 10], [10, 10, 10, 90], [40, 10, 60, 10]]))
+
+
+@pytest.mark.parametrize("file", ["coco_tiny/annotations/instances_*2017.json", "bccd/annotations/instances_*.json"])
+def test_real_annotations_pass_without_a_word(file):
+    data = Path(__file__).parents[3] / "data"
+    for annotations in sorted(data.glob(file)) or pytest.skip(f"{data / file} is not there"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            images = annotations.parents[1] / annotations.stem.removeprefix("instances_")
+            assert len(DetectionImages(annotations, images, degenerate="drop").labels) > 500
+
+
 FAULTS = {
     "not json": ("{", r"x\.json is not json: .*line 1 column 2"),
     "a list": ("[]", "holds a list, not an object with images"),
@@ -148,6 +190,19 @@ FAULTS = {
     "twin categories": (changed(categories_1_id=7), "1 category ids occur more than once: 7"),
     "no bbox": (changed(annotations_0_bbox=None), "annotation 1 has no bbox; four numbers are needed"),
     "short bbox": (changed(annotations_0_bbox=[1, 2, 3]), r"annotation 1 has bbox \[1, 2, 3\]; four numbers"),
+    "true bbox": (changed(annotations_0_bbox=[True, 2, True, 3]), r"annotation 1 has bbox \[True, 2, True, 3\]; four"),
+    "huge bbox": (
+        changed(annotations_0_bbox=[1, 2, 3, 10**400]),
+        r"annotation 1 has bbox \[1, 2, 3, 10+\.\.\.0+\]; four",
+    ),
+    "text area": (changed(annotations_1_area="big"), r"x\.json: annotation 2 has area 'big'; a number is needed"),
+    "list area": (changed(annotations_1_area=[1]), r"annotation 2 has area \[1\]; a number is needed"),
+    "huge area": (changed(annotations_1_area=10**400), r"annotation 2 has area 10+\.\.\.0+; a number is needed"),
+    "true area": (changed(annotations_1_area=True), "annotation 2 has area True; a number is needed"),
+    "text crowd": (changed(annotations_2_iscrowd="0"), "annotation 3 has iscrowd '0'; 0 or 1 is needed"),
+    "two crowds": (changed(annotations_2_iscrowd=2), "annotation 3 has iscrowd 2; 0 or 1 is needed"),
+    "huge id": (changed(annotations_0_image_id=10**400), r"annotation 1 has image_id=10+\.\.\.0+; a whole number"),
+    "endless number": (json.dumps(CONTENT)[:-1] + ', "info": ' + "1" * 5000 + "}", r"x\.json is not json: .*digit"),
     "text id": (changed(annotations_0_image_id="10"), "annotation 1 has image_id='10'; a whole number is needed"),
     "no id": (changed(annotations_1_id=None), "annotation at place 1 has no id"),
     "no width": (changed(images_2_width=None), "image 20 has no width"),
@@ -162,6 +217,23 @@ def test_faults_are_named(directory, fault):
     content, message = FAULTS[fault]
     with pytest.raises(ValueError, match=message):
         read(directory, content)
+
+
+def test_a_crowd_may_be_true_and_what_is_unknown_null(directory):
+    content = changed(annotations_0_iscrowd=False, annotations_2_iscrowd=True)
+    assert read(directory, content).ground_truth() == read(directory, CONTENT).ground_truth()
+    content["annotations"][3] |= {"area": None, "iscrowd": None}
+    assert read(directory, content).ground_truth() == read(directory, CONTENT).ground_truth()
+
+
+def test_a_file_without_annotations_is_read_only_if_asked(directory):
+    content = {key: CONTENT[key] for key in ("images", "categories")}
+    images = read(directory, content, labelled=False)
+    assert not images.labelled and len(images) == 3 and images.starts.tolist() == [0, 0, 0, 0]
+    labelled = read(directory, CONTENT, labelled=False)
+    assert labelled.labelled and len(labelled.labels) == 3
+    with pytest.raises(ValueError, match="has no list of annotations"):
+        read(directory, content | {"annotations": None}, labelled=False)
 
 
 def test_missing_files_are_counted_and_named(directory):

@@ -1,11 +1,8 @@
 """``ShowImages``: the pictures that the network saw, under the right classes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -55,23 +52,12 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-class Images(DummyLogger):
-    """Stands for W&B's logger, of which only ``log_image`` matters here."""
-
-    def __init__(self):
-        super().__init__()
-        self.logged = []
-
-    def log_image(self, key, images):
-        self.logged.append((key, [Path(image).name for image in images], Path(images[0]).read_bytes()[:4]))
-
-
 @pytest.fixture
-def fit(tmp_path, monkeypatch):
+def fit(tmp_path, monkeypatch, image_logger):
     """Train two epochs; returns what was drawn, title by title, and the logger."""
 
     def run(callback, data=None):
-        drawn, logger = [], Images()
+        drawn = []
         draw = image_plot.draw_grid
 
         def remember(thumbnails, title, *rest):
@@ -83,10 +69,10 @@ def fit(tmp_path, monkeypatch):
             max_epochs=2, accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
             enable_model_summary=False, enable_progress_bar=False, default_root_dir=tmp_path, num_sanity_val_steps=2,
         )  # fmt: skip
-        trainer.loggers = [logger]
+        trainer.loggers = [image_logger]
         module = Module()
         trainer.fit(module, data or Data())
-        return drawn, logger.logged, module
+        return drawn, image_logger.logged, module
 
     return run
 

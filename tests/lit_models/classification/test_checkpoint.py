@@ -291,3 +291,41 @@ def test_starting_from_a_directory_of_hugging_face(tmp_path):
         torch.testing.assert_close(start[name], value, atol=0, rtol=0)
     with pytest.raises(ValueError, match="num_heads 4 was given, but the file says 2"):
         started(tmp_path, partial(VIT, num_heads=4))
+
+
+@pytest.mark.parametrize(("architecture", "found"), [("swin", "SwinTransformer"), ("vit", "VisionTransformer")])
+def test_a_public_file_of_another_architecture_is_named(tmp_path, architecture, found):
+    """Before heads and windows, which mean nothing to it."""
+    from lit_models.classification import SwinTransformer
+    from lit_models.pretrained import to_timm, to_torchvision
+
+    swin = partial(SwinTransformer, dim=24, depths=(1, 1), num_heads=(2, 4), window_size=4)
+    state, network = (to_torchvision(swin(7)), VIT) if architecture == "swin" else (to_timm(VIT(7)), swin)
+    torch.save(state, tmp_path / "x.pth")
+    own = "VisionTransformer" if architecture == "swin" else "SwinTransformer"
+    with pytest.raises(ValueError, match=rf"x\.pth: it holds a {found}, the network of the config is a {own}"):
+        started(tmp_path / "x.pth", network)
+
+
+def test_another_preprocessing_is_told(tmp_path, caplog):
+    import json
+
+    from safetensors.torch import save_file
+
+    from lit_models.pretrained import to_timm
+
+    save_file(to_timm(VIT(7)), tmp_path / "model.safetensors")
+    statistics = {"mean": [0.5, 0.5, 0.5], "std": list(ImageNetDataModule.std), "interpolation": "bilinear"}
+    config = {"architecture": "vit", "num_heads": 2, "pretrained_cfg": {**statistics, "crop_pct": 0.875}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    caplog.set_level("INFO")
+    started(tmp_path, partial(VIT, image_size=16, position_antialias=True), side=16)
+    told = [record.message for record in caplog.records if " was made with " in record.message]
+    assert told == [
+        f'mean: "{tmp_path}" was made with (0.5, 0.5, 0.5), the data has (0.4, 0.5, 0.6); see data.mean',
+        f'interpolation: "{tmp_path}" was made with bilinear, the data has bicubic; see data.interpolation',
+    ]
+    caplog.clear()
+    written(tmp_path / "x.ckpt")
+    started(tmp_path / "x.ckpt", partial(VIT, image_size=16), side=16)
+    assert " was made with " not in caplog.text, "another size is no mistake"

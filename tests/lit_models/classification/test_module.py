@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,6 +17,7 @@ from datamodules.batches import ImageBatch
 from datamodules.image import Mixing
 from lit_models import ClassificationModule
 from lit_models.classification import ResNet, VisionTransformer
+from lit_models.classification.distillation import DistillationConfig, TeacherConfig
 from lit_models.classification.metrics import EvaluationScores
 from lit_models.classification.network import HeadLogits
 from lit_models.optimization import DeiTCosine
@@ -184,11 +186,22 @@ def test_the_last_step_of_an_epoch_may_hold_fewer_batches():
     rates(None, DeiTCosine(10, 2, warmup_epochs=2), accumulate=4)  # 4 of 6 batches, then 2
 
 
+@pytest.mark.parametrize("distilled", [False, True])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
-def test_precisions(precision):
-    module = ClassificationModule(Tiny, plain_sgd)
-    trainer(max_steps=1, precision=precision).fit(module, datamodule=ImageNetDataModule([draw(2)] * 2))
+def test_precisions(precision, distilled, tmp_path):
+    data, settings = ImageNetDataModule([draw(2)] * 2), {}
+    if distilled:
+        source, run = ClassificationModule(partial(VIT, image_size=8), plain_sgd), trainer()
+        run.fit(source, datamodule=data)
+        run.save_checkpoint(tmp_path / "x.ckpt")
+        teacher = TeacherConfig(str(tmp_path / "x.ckpt"))
+        settings["distillation"] = DistillationConfig(teacher, mode="soft", class_head=True)
+    module = ClassificationModule(Tiny, plain_sgd, **settings)
+    trainer(max_steps=1, precision=precision).fit(module, datamodule=data)
     assert module.last_loss.isfinite()
+    if distilled:
+        expected = torch.tensor(data.std, dtype=torch.float32).view(1, 3, 1, 1)
+        assert torch.equal(module.teacher._std, expected), "statistics are not rounded"
 
 
 def test_layer_decay_scales_every_step():
@@ -367,3 +380,23 @@ def test_mistakes_on_the_command_line(command, override, message):
     words = [override] if "alpha" not in override else [override, "--model.distillation.teacher.source=x"]
     code, printed = command("fit", "--run_dir=x", *words)
     assert (code, message in printed) == (2, True), printed
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "key"),
+    [
+        (["--model.init_args.distillation.teacher.weights=null"], "distillation.teacher", "weights"),
+        (["--model.distillation.teacher.weights", "null"], "distillation.teacher", "weights"),
+        (["--model.distillation.teacher.image_size=null"], "distillation.teacher", "image_size"),
+        (["--model.init_from=x", "--model.init_args.init_from=null"], "", "init_from"),
+        (["--model.head_rows=x", "--model.head_rows=null"], "", "head_rows"),
+    ],
+)
+def test_null_on_the_command_line(command, words, section, key):
+    start = ["--model.distillation.teacher.source=x", "--model.distillation.teacher.image_size=9"]
+    code, printed = command("fit", *start, *words, "--print_config")
+    assert code == 0, printed
+    found = yaml.safe_load(printed)["model"]["init_args"]
+    for part in filter(None, section.split(".")):
+        found = found[part]
+    assert found[key] is None

@@ -19,9 +19,11 @@ VARIANTS = {
     "v2 timm": {"version": 2, "padding": "timm", "qkv_bias": False, "pretrained_window_size": 6},
     "microsoft": {"padding": "microsoft"},
     "v2 microsoft": {"version": 2, "padding": "microsoft", "pretrained_window_size": (8, 6, 4)},
+    "fixed": {"padding": "fixed", "unshifted_stages": 1},
     "rectangles": {"window_size": (3, (2, 4), 2)},
 }
-# Maps of 11 x 9, 6 x 5 and 3 x 3 positions: images and maps that need padding, and maps of one window.
+# Maps of 11 x 9 (torchvision's, which leave out a row of pixels: 10 x 9), 6 x 5 and 3 x 3 positions: images and maps
+# that need padding, and maps of one window.
 ODD = (21, 18)
 
 
@@ -48,7 +50,7 @@ def attention_by_hand(attention, x):
     if attention.padding == "microsoft" and min(rows, columns) <= full[0]:
         window, shift = [min(rows, columns)] * 2, [0, 0]
     for axis, length in enumerate((rows, columns)):
-        if attention.padding != "microsoft" and length <= full[axis]:
+        if attention.padding in ("timm", "torchvision") and length <= full[axis]:
             shift[axis] = 0
             window[axis] = length if attention.padding == "timm" else full[axis]
     weight, extra = attention.query_key_value.weight, {}
@@ -92,7 +94,8 @@ def attention_by_hand(attention, x):
 def by_hand(network, images):
     """The whole network once more, sublayer by sublayer, from the papers; returns the stages' maps and the logits."""
     size, post = network.settings["patch_size"], network.settings["version"] == 2
-    images = functional.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
+    if network.settings["padding"] != "torchvision":
+        images = functional.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
     x = functional.conv2d(images, network.patch_embedding.weight, network.patch_embedding.bias, stride=size)
     x, maps = norm_by_hand(network.patch_norm, x.permute(0, 2, 3, 1)), []
     for stage in network.stages:
@@ -135,6 +138,7 @@ def test_layers_follow_the_papers(network, image_size):
         ("microsoft", (6, 8), ((6, 6), (0, 0))),
         ("microsoft", (14, 7), ((7, 7), (0, 0))),
         ("microsoft", (8, 8), ((7, 7), (3, 3))),
+        ("fixed", (6, 2), ((7, 7), (3, 3))),
     ],
 )
 def test_windows_of_small_maps(padding, size, expected):
@@ -144,6 +148,19 @@ def test_windows_of_small_maps(padding, size, expected):
 def test_every_second_layer_is_shifted():
     shifts = [[layer.attention.shift for layer in stage.layers] for stage in build(window_size=5).stages]
     assert shifts == [[(0, 0), (2, 2)], [(0, 0), (2, 2), (0, 0)], [(0, 0), (2, 2)]]
+
+
+def test_stages_that_never_shift():
+    network = build(padding="fixed", unshifted_stages=2)
+    shifts = [{layer.attention.shift for layer in stage.layers} for stage in network.stages]
+    assert shifts == [{(0, 0), (1, 1)}, {(0, 0)}, {(0, 0)}]
+
+
+def test_torchvisions_patches_leave_out_the_rest():
+    network, images = build(patch_size=4), torch.randn(2, 3, 34, 27)
+    assert torch.equal(network(images), network(images[:, :, :32, :24]))
+    with pytest.raises(ValueError, match="the network has patches of 4 x 4 pixels, got images of 3 x 40"):
+        network(torch.zeros(1, 3, 3, 40))
 
 
 # Row 6: (row, column) of the four in the order of the weights. Each position of this map holds its own number.
@@ -264,7 +281,9 @@ def test_depth_of_parameters():
 def test_maps_of_a_backbone(network):
     images = torch.randn(2, 3, *ODD)
     maps = network.forward_intermediates(images)
-    assert [tuple(each.shape) for each in maps] == [(2, 8, 11, 9), (2, 16, 6, 5), (2, 32, 3, 3)]
+    rows = (10, 5, 3) if network.settings["padding"] == "torchvision" else (11, 6, 3)
+    shapes = [(2, 8 * 2**stage, rows[stage], (9, 5, 3)[stage]) for stage in range(3)]
+    assert [tuple(each.shape) for each in maps] == shapes
     assert network.feature_channels == (8, 16, 32)
     assert network.feature_strides == (2, 4, 8)
     last, first = network.forward_intermediates(images, [-1, 0])
@@ -277,7 +296,7 @@ def test_maps_of_a_backbone(network):
 
 
 def test_any_image_size():
-    network = build()
+    network = build(padding="timm")
     assert network.image_size is None
     network.set_input_size((40, 30))
     for size in ((40, 30), (1, 1), (64, 8)):
@@ -341,7 +360,9 @@ def test_sizes():
         ({"window_size": 0}, "window_size must be 1 or more"),
         ({"window_size": (3, (1, 2, 3), 3)}, r"one number or \(rows, columns\) in each stage"),
         ({"window_size": (3, (2, 4), 3), "padding": "microsoft"}, 'padding="microsoft" has square windows'),
-        ({"padding": "mmcv"}, "padding must be one of torchvision, timm, microsoft, got 'mmcv'"),
+        ({"padding": "mmcv"}, "padding must be one of torchvision, timm, microsoft, fixed, got 'mmcv'"),
+        ({"unshifted_stages": 1}, 'unshifted_stages must be from 0 to 3, and padding "fixed"; got 1 and'),
+        ({"unshifted_stages": 4, "padding": "fixed"}, "unshifted_stages must be from 0 to 3"),
         ({"pretrained_window_size": 8}, "pretrained_window_size is of version 2"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
         ({"drop_path": 1.0}, r"drop_path must be in \[0, 1\), got 1.0"),

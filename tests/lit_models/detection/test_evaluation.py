@@ -148,6 +148,16 @@ def test_crowds_are_neither_right_nor_wrong_and_missing_areas_are_the_boxes(back
     assert crowd["iscrowd"] == 1 and "ignore" not in crowd  # the datamodule's dictionary is as it was
 
 
+def test_categories_of_one_name_are_told_apart():
+    truth = ground_truth()
+    for place in (0, 2):
+        truth["categories"][place]["name"] = "cat"
+    update(scores := CocoScores(truth, CATEGORY_IDS), list(OBJECTS))
+    names = ("cat (11)", "class 1", "cat (15)", "class 3", "class 4", "class 5")
+    per_class = scores.compute().per_class
+    assert {name: round(value, 3) for name, value in per_class.items()} == dict(zip(names, PER_CLASS, strict=True))
+
+
 def test_backends_agree_on_random_detections():
     generator = torch.Generator().manual_seed(0)
     truth = ground_truth()
