@@ -9,7 +9,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.batches import DetectionBatch
+from datamodules.batches import DetectionBatch, preprocessing_differences
 from datamodules.image.detection_annotations import Categories, Degenerate, DetectionImages, Ids
 from datamodules.image.detection_geometry import EvaluationGeometry, TrainingGeometry
 from datamodules.image.detection_orders import DetectionOrder
@@ -344,11 +344,13 @@ class COCODataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks that a checkpoint was trained with the classes of this data.
+        """Checks that a checkpoint was trained with the classes of this data, and warns of another normalisation.
 
         Raises:
             ValueError: If it was not: its network would give other classes the same numbers.
         """
+        for line in preprocessing_differences(state_dict, self.state_dict(), "the checkpoint"):
+            rank_zero_warn(line)
         self._restored = Categories(list(state_dict["class_names"]), list(state_dict["category_ids"]))
         if self.class_names:
             self._refuse_restored()

@@ -79,15 +79,15 @@ def draw_overlays(
         2 * _MARGIN + max(1.1 * _text_width(title, TITLE_SIZE), _text_width(subtitle, LABEL_SIZE)),
     )
     total_height = _MARGIN / 2 + head + rows * (height + caption) + (rows - 1) * _GAP + _MARGIN
-    figure = _figure(total_width, total_height, title, subtitle)
+    figure = new_figure(total_width, total_height, title, subtitle)
     top_weight = max(float(overlay.weights.max()) for overlay in overlays) or 1.0
     for number, overlay in enumerate([None, *overlays]):
         row, column = divmod(number, columns)
         left = _MARGIN + column * (width + _GAP)
         bottom = total_height - _MARGIN / 2 - head - (row + 1) * (height + caption) - row * _GAP
         box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
-        axes = _image_axes(figure, box, overlay.title if overlay else "the network's input")
-        pixels = overlaid(image, overlay.weights / top_weight) if overlay else _pixels(image)
+        axes = image_axes(figure, box, overlay.title if overlay else "the network's input")
+        pixels = overlaid(image, overlay.weights / top_weight) if overlay else to_pixels(image)
         axes.imshow(pixels, aspect="auto", extent=(-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5))
         draw = overlay.marks if overlay else marks
         if draw is not None:
@@ -152,14 +152,14 @@ def draw_grid(thumbnails: Sequence[Thumbnail], title: str, subtitle: str = "", c
         2 * _MARGIN + max(1.1 * _text_width(title, TITLE_SIZE), _text_width(subtitle, LABEL_SIZE)),
     )
     total_height = _MARGIN + head + rows * (height + below)
-    figure = _figure(total_width, total_height, title, subtitle)
+    figure = new_figure(total_width, total_height, title, subtitle)
     for number, thumbnail in enumerate(thumbnails):
         row, column = divmod(number, columns)
         left = _MARGIN + column * (width + _GAP)
         bottom = total_height - _MARGIN / 2 - head - row * (height + below) - height
         box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
-        axes = _image_axes(figure, box, "")
-        axes.imshow(_pixels(thumbnail.image), aspect="auto")
+        axes = image_axes(figure, box, "")
+        axes.imshow(to_pixels(thumbnail.image), aspect="auto")
         for place, (text, color) in enumerate(thumbnail.lines, start=1):
             figure.text(
                 left / total_width,
@@ -182,7 +182,8 @@ def fitting(text: str, width: float) -> str:
     return f"{text}…"
 
 
-def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+def new_figure(width: float, height: float, title: str, subtitle: str) -> Figure:
+    """Return a figure of so many inches with its headings."""
     figure = Figure(figsize=(width, height), facecolor="white")
     left, top = _MARGIN / width, height - 0.6 * _MARGIN
     figure.text(left, top / height, title, size=TITLE_SIZE, weight="bold", color=INK, va="top", parse_math=False)
@@ -191,7 +192,8 @@ def _figure(width: float, height: float, title: str, subtitle: str) -> Figure:
     return figure
 
 
-def _image_axes(figure: Figure, box: tuple[float, float, float, float], title: str) -> Axes:
+def image_axes(figure: Figure, box: tuple[float, float, float, float], title: str) -> Axes:
+    """Add axes for an image, without ticks, at (left, bottom, width, height) in shares of the figure."""
     axes = figure.add_axes(box)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -212,7 +214,8 @@ def _color_bar(figure: Figure, box: tuple[float, float, float, float], top_weigh
     bar.spines["outline"].set_visible(False)
 
 
-def _pixels(image: Tensor) -> np.ndarray:
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Return an image (3, height, width) as matplotlib has it, (height, width, 3)."""
     return image.permute(1, 2, 0).cpu().numpy()
 
 

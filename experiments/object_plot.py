@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from experiments.image_plot import INK, LABEL_SIZE, PANEL, PANELS_IN_A_ROW, TITLE_SIZE, _figure, _image_axes, _pixels
+from experiments.image_plot import (
+    INK,
+    LABEL_SIZE,
+    PANEL,
+    PANELS_IN_A_ROW,
+    TITLE_SIZE,
+    image_axes,
+    new_figure,
+    to_pixels,
+)
 
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")
 """Of the classes in turn: colors that people with any color vision tell apart (Okabe & Ito)."""
@@ -64,15 +73,15 @@ def draw_pairs(pairs: Sequence[Pair], title: str, subtitle: str = "") -> Figure:
     caption, head = 2.0 * LABEL_SIZE * _POINT, (3.8 * TITLE_SIZE if subtitle else 2.6 * TITLE_SIZE) * _POINT
     cell = panels * (PANEL + _GAP) + _MARGIN
     width, height = columns * cell + _MARGIN, _MARGIN + head + rows * (PANEL + caption)
-    figure = _figure(width, height, title, subtitle)
+    figure = new_figure(width, height, title, subtitle)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, columns)
         bottom = height - _MARGIN / 2 - head - (row + 1) * (PANEL + caption) + caption / 2
         for place, marks in enumerate((pair.truth, pair.found or ())[:panels]):
             left = _MARGIN + column * cell + place * (PANEL + _GAP)
             box = (left / width, bottom / height, PANEL / width, PANEL / height)
-            axes = _image_axes(figure, box, f"found: {len(marks)}" if place else f"{pair.name}, objects: {len(marks)}")
-            axes.imshow(_pixels(pair.image), aspect="equal")
+            axes = image_axes(figure, box, f"found: {len(marks)}" if place else f"{pair.name}, objects: {len(marks)}")
+            axes.imshow(to_pixels(pair.image), aspect="equal")
             axes.set_anchor("NW")
             draw_marks(axes, pair.image, marks)
     return figure

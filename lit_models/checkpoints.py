@@ -4,6 +4,7 @@ import errno
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import partial
@@ -63,6 +64,16 @@ def read_checkpoint(path: Path, harmless: Sequence[type] = ()) -> dict[str, Any]
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return dict(checkpoint)
+
+
+def is_ours(path: Path) -> bool:
+    """Look whether a file has the project's entry; the weights stay in the file."""
+    if path.suffix in (".safetensors", ".npz") or not zipfile.is_zipfile(path):
+        return False
+    try:
+        return CHECKPOINT_KEY in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # a public file may hold objects that only its own reader knows
+        return False
 
 
 def write_entry(checkpoint: dict[str, Any], entry: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints of classifiers, ours and public ones, read without running code."""
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +8,10 @@ import torch
 
 from datamodules.batches import preprocessing_differences
 from lit_models.checkpoints import (
-    CHECKPOINT_KEY,
     FORMAT,
     difference,
     entry_of,
+    is_ours,
     network_weights,
     plain,
     read_checkpoint,
@@ -126,7 +125,7 @@ def load_source(path: str, key: str, like: Classifier | None = None, head_rows: 
     """
     if not Path(path).exists():
         raise FileNotFoundError(f'{key}: there is no file "{path}"')
-    if _is_ours(Path(path)):
+    if is_ours(Path(path)):
         if head_rows is not None:
             raise ValueError(f'head_rows is for public checkpoints, and {key} "{path}" is one of this project')
         loaded = load_checkpoint(path)
@@ -226,13 +225,3 @@ def _fixed_settings(network: Classifier) -> dict[str, Any]:
         key: value[0] if isinstance(value, list) and value and value.count(value[0]) == len(value) else value
         for key, value in fixed.items()
     }
-
-
-def _is_ours(path: Path) -> bool:
-    """Look whether a file has the project's entry; the weights stay in the file."""
-    if path.suffix in (".safetensors", ".npz") or not zipfile.is_zipfile(path):
-        return False
-    try:
-        return CHECKPOINT_KEY in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # a public file may hold objects that only its own reader knows
-        return False

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lit_models.checkpoints import FORMAT, difference, entry_of, network_weights, plain, read_checkpoint
-from lit_models.classification.checkpoint import _is_ours
+from lit_models.checkpoints import FORMAT, difference, entry_of, is_ours, network_weights, plain, read_checkpoint
 from lit_models.detection.matcher import Classification
 from lit_models.detection.network import Detector
 from lit_models.detection.registry import build
@@ -152,7 +151,7 @@ def _load_source(path: str, like: Detector) -> tuple[Detector, list[str] | None,
     """Return the detector of a file, its classes if they are known, and what was loaded, in words."""
     if not Path(path).exists():
         raise FileNotFoundError(f'init_from: there is no file "{path}"')
-    if _is_ours(Path(path)):
+    if is_ours(Path(path)):
         loaded = load_checkpoint(path)
         words = f"{path}: {type(loaded.network).__name__}, {loaded.network.num_classes} classes"
         return loaded.network, loaded.class_names, words
