@@ -12,6 +12,7 @@ BENCHMARKS = {
     "image_pipeline": ("experiments.bench.image_pipeline", "DeiT's augmentation of JPEGs against timm"),
     "image_mixing": ("experiments.bench.image_mixing", "mixup, cutmix and erasing of batches against timm"),
     "run": ("experiments.bench.run", "the result of a training: its scores, minutes, commit and hardware as a row"),
+    "curves": ("experiments.bench.curves", "validation scores of runs over their training, as rows and a picture"),
     "attention": ("experiments.bench.attention", "attention kernels, forward and backward, against other libraries"),
     "window_attention": (
         "experiments.bench.window_attention",

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.bench import record
+from experiments.bench.curves import main as curves
 from experiments.bench.run import main
 
 
@@ -65,3 +66,23 @@ def test_a_row_goes_to_the_tasks_table(tmp_path, monkeypatch, capsys, metrics, t
 def test_a_run_that_was_not_tested(tmp_path, capsys):
     assert main([str(run_directory(tmp_path / "run", {"val/loss": 1.0}))]) == 2
     assert "is not the directory of a run that was tested" in capsys.readouterr().err
+
+
+def test_curves_are_rows_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    runs = [run_directory(tmp_path / name, DETECTIONS) for name in ("one", "two")]
+    for run in runs:
+        lines = ["step,train/images,val/AP,test/AP", "4,64,,", "5,,0.25,", "8,128,,", "10,,0.5,", "10,,,0.5"]
+        (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    picture = tmp_path / "curves.png"
+    words = [*map(str, runs), "--metrics", "val/AP"]
+    assert curves([*words, "--record", "--plot", str(picture)]) == 0
+    with (tmp_path / "results" / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["images"], row["value"]) for row in rows] == 2 * [
+        ("5", "80", "0.25"),
+        ("10", "160", "0.5"),
+    ]
+    assert {row["config"] for row in rows} == {"some/config.yaml"} and picture.stat().st_size
+    assert curves([*words, "val/AP50"]) == 2
+    assert "has no values of val/AP50" in capsys.readouterr().err
