@@ -69,13 +69,16 @@ def summarize(directory: Path) -> tuple[str, dict[str, Any]]:
     changed = (directory / "git.diff").stat().st_size > 0
     gpus = environment["gpus"]
     table = _TOLD_BY[told]
+    config = [next((word for word in command if word.endswith(".yaml")), "")]
+    if "test" in command:  # what was tested, where the config does not say it
+        config += [word.removeprefix("--data.init_args.") for word in command if word.startswith("--data.init_args.")]
     row = {
         "date": datetime.datetime.fromtimestamp(begun, datetime.UTC).strftime("%Y-%m-%d"),
         "commit": git[0].removeprefix("commit: ")[:10] + ("+" if changed else ""),
         "hardware": gpus[0] if gpus else f"{environment['cpu']}, {environment['threads']} threads",
         "torch": environment["torch"],
         "lightning": environment["packages"]["lightning"],
-        "config": next((word for word in command if word.endswith(".yaml")), ""),
+        "config": " ".join(config),
         "steps": max(int(row["step"]) for row in rows),
         "minutes": round((ended - begun) / 60, 1),
     }

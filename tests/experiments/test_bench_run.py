@@ -68,6 +68,15 @@ def test_a_run_that_was_not_tested(tmp_path, capsys):
     assert "is not the directory of a run that was tested" in capsys.readouterr().err
 
 
+def test_a_test_of_its_own_says_what_was_tested(tmp_path, capsys):
+    run = run_directory(tmp_path / "run", DETECTIONS)
+    (run / "command.txt").write_text(
+        "python -m experiments test -c some/config.yaml --data.init_args.test_images=train\n"
+    )
+    assert main([str(run)]) == 0
+    assert "some/config.yaml test_images=train\n" in capsys.readouterr().out
+
+
 def test_curves_are_rows_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     runs = [run_directory(tmp_path / name, DETECTIONS) for name in ("one", "two")]
