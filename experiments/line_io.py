@@ -161,7 +161,8 @@ def naming(target: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno not in _NO_SPACE:
+        # What says itself which file it means is of a narrower type, such as FileNotFoundError.
+        if error.filename is not None or error.errno not in _NO_SPACE or type(error) is not OSError:
             raise
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), target) from error
 

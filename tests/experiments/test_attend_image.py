@@ -173,6 +173,7 @@ def test_mistakes_are_one_line(run, place, tmp_path, kind, options, message):
     code, files, error = run(kind, *(place / "photo.png" if option == "PHOTO" else option for option in options))
     assert code == 2 and files == [] and not list(tmp_path.iterdir())
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert "standard output" not in error
 
 
 def test_a_weight_colors_its_own_patch():
