@@ -9,7 +9,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.batches import DetectionBatch, preprocessing_differences
+from datamodules.batches import DetectionBatch, preprocessing_differences, refuse_other_classes
 from datamodules.image.detection_annotations import Categories, Degenerate, DetectionImages, Ids
 from datamodules.image.detection_geometry import EvaluationGeometry, TrainingGeometry
 from datamodules.image.detection_orders import DetectionOrder
@@ -18,7 +18,7 @@ from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, triple
 from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder
 from datamodules.image.reader import OnBadImage
-from datamodules.loading import NEEDED_SPLITS, place, refuse_other_classes
+from datamodules.loading import NEEDED_SPLITS, place
 
 Split = Literal["train", "valid", "test"]
 

@@ -9,7 +9,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from datamodules.batches import ImageBatch, preprocessing_differences
+from datamodules.batches import ImageBatch, preprocessing_differences, refuse_other_classes
 from datamodules.image.crops import Crop, PaddedCrop, RandomResizedCrop
 from datamodules.image.erasing import RandomErasing
 from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocessing, triple
@@ -20,7 +20,7 @@ from datamodules.image.normalization import normalize
 from datamodules.image.orders import EvaluationOrder, TrainingOrder
 from datamodules.image.reader import ImageLoader, ImageReader, OnBadImage, TrainingTransform
 from datamodules.image.shards import ShardedImages
-from datamodules.loading import NEEDED_SPLITS, keyed_seed, place, refuse_other_classes
+from datamodules.loading import NEEDED_SPLITS, keyed_seed, place
 
 Split = Literal["train", "valid", "test"]
 

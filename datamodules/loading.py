@@ -34,33 +34,6 @@ def place() -> dict[str, int]:
     return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}
 
 
-def refuse_other_classes(
-    first: str, classes: Sequence[str], second: str, others: Sequence[str], what: str = "classes"
-) -> None:
-    """Refuses two splits, or a checkpoint and data, that do not number the same classes in the same way.
-
-    Args:
-        first: What has ``classes``, for the message.
-        classes: Its classes, in the order of their numbers.
-        second: What has ``others``.
-        others: Its classes.
-        what: What the message calls classes.
-
-    Raises:
-        ValueError: If they differ; the message lists what is only in one of them.
-    """
-    if classes == others:
-        return
-    common = {*classes} & {*others}
-    only = [
-        f"only in {place}: {', '.join(missing[:10])}{', ...' if len(missing) > 10 else ''}"
-        for place, names in ((first, classes), (second, others))
-        if (missing := [name for name in names if name not in common])
-    ]
-    reason = "; ".join(only) or "the same names in another order"
-    raise ValueError(f"{first} and {second} differ in their {what} ({len(classes)} and {len(others)}): {reason}")
-
-
 class BatchOrder(Protocol):
     """Says which items make up each batch of each epoch."""
 

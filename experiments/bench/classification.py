@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments import quiet
 from experiments.bench.kernel_case import keep_buffers
 from experiments.bench.record import record
 from experiments.bench.side_by_side import (
@@ -28,6 +27,7 @@ from experiments.bench.side_by_side import (
     autocast,
     compare,
     positive,
+    prepare,
     print_rows,
     step_peak,
     take_turns,
@@ -80,10 +80,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = prepare(options)
     providers = options.providers or (PROVIDERS if device.type == "cuda" else PROVIDERS[:2])
     if "heddle" not in providers:
         raise ValueError(f"--providers {' '.join(providers)} must have heddle among them: the ratios are to its time")

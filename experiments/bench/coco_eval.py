@@ -13,9 +13,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from experiments import quiet
 from experiments.bench.record import record
-from experiments.bench.side_by_side import add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import add_options, compare, positive, prepare, print_rows, take_turns
 from experiments.command import CommandParser, run
 from lit_models.detection.evaluation import Backend, CocoResult, CocoScores
 from lit_models.detection.postprocess import Detections
@@ -31,9 +30,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options)
     truth, found = make_work(options)
     results: dict[str, CocoResult] = {}
 

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batches import DetectionBatch
-from experiments import quiet
 from experiments.bench.detection_official import OfficialDETR
 from experiments.bench.matcher import official_loss, random_boxes, targets_of
 from experiments.bench.record import record
@@ -32,6 +31,7 @@ from experiments.bench.side_by_side import (
     autocast,
     compare,
     positive,
+    prepare,
     print_rows,
     step_peak,
     take_turns,
@@ -71,10 +71,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = prepare(options)
     providers = options.providers
     if "heddle" not in providers:
         raise ValueError(f"--providers {' '.join(providers)} must have heddle among them: the ratios are to its time")

@@ -27,9 +27,8 @@ from torchvision.transforms import functional
 from datamodules import COCODataModule
 from datamodules.image.detection_geometry import TrainingGeometry
 from datamodules.image.evaluation import IMAGENET_MEAN, IMAGENET_STD
-from experiments import quiet
 from experiments.bench.record import record
-from experiments.bench.side_by_side import add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import add_options, compare, positive, prepare, print_rows, take_turns
 from experiments.command import CommandParser, run
 
 PARTS = ("workers", "normalised")
@@ -48,8 +47,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    torch.set_num_threads(options.threads or 1)
+    prepare(options, threads=1)
     random.seed(options.seed)
     rows = []
     for part in options.parts:

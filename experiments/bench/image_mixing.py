@@ -15,9 +15,8 @@ from torch import Tensor
 
 from datamodules.image import Mixing, RandomErasing
 from datamodules.loading import keyed_seed
-from experiments import quiet
 from experiments.bench.record import record
-from experiments.bench.side_by_side import add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import add_options, compare, positive, prepare, print_rows, take_turns
 from experiments.command import CommandParser, run
 
 MODES = ("batch", "pair", "element")
@@ -35,12 +34,9 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    device = prepare(options)
     if options.batch_size % 2:
         raise ValueError(f"--batch-size {options.batch_size} is odd, but images are mixed in pairs")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for part in options.parts:
         tasks = make_tasks(part, options, device)

@@ -29,9 +29,8 @@ from datamodules.image.folder import ImageFolder
 from datamodules.image.host_transform import HostTransform
 from datamodules.image.normalization import normalize
 from datamodules.image.reader import ImageReader, TrainingTransform
-from experiments import quiet
 from experiments.bench.record import record
-from experiments.bench.side_by_side import add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import add_options, compare, positive, prepare, print_rows, take_turns
 from experiments.command import CommandParser, run
 
 DEFAULT_DATA = Path("data/imagenet_sample100")
@@ -59,8 +58,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    torch.set_num_threads(options.threads or 1)
+    prepare(options, threads=1)
     rows = []
     with tempfile.TemporaryDirectory() as scratch, timms_posterize_to_no_bits():
         data = _data(options.data, Path(scratch))

@@ -20,9 +20,8 @@ from torch.nn import functional
 from torchvision.ops import box_convert, generalized_box_iou
 
 from datamodules.batches import DetectionBatch
-from experiments import quiet
 from experiments.bench.record import record
-from experiments.bench.side_by_side import add_options, compare, positive, print_rows, take_turns
+from experiments.bench.side_by_side import add_options, compare, positive, prepare, print_rows, take_turns
 from experiments.command import CommandParser, run
 from lit_models.detection.criterion import SetCriterion
 from lit_models.detection.matcher import match
@@ -39,10 +38,7 @@ def main(argv: list[str]) -> int:
 
 def _main(argv: list[str]) -> None:
     options = _parser().parse_args(argv)
-    quiet.install()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = prepare(options)
     work = [make_batch(options, number, device) for number in range(options.batches)]
     rows = []
     for part in options.parts:

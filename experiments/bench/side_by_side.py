@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from experiments import quiet
 from experiments.bench.kernel_timing import Clock
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,6 +101,19 @@ def add_options(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--threads", type=positive, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and draws")
     parser.add_argument("--record", action="store_true", help="append the rows to experiments/results")
+
+
+def prepare(options: argparse.Namespace, threads: int | None = None) -> torch.device:
+    """Set what :func:`add_options` takes and where to be quiet, and return the device to measure on.
+
+    Args:
+        options: With ``threads``.
+        threads: CPU threads if the options say nothing; None leaves torch's.
+    """
+    quiet.install()
+    if wanted := options.threads or threads:
+        torch.set_num_threads(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def positive(text: str) -> int:

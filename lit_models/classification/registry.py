@@ -1,13 +1,11 @@
 """The networks that a checkpoint may name, built from plain values."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from inspect import signature
 from typing import Any
 
 from lit_models.classification.network import Classifier
+from lit_models.registry import build_named
 
-# Class name to module: what a checkpoint holds is looked up here, never imported by the checkpoint's own words.
 NETWORKS = {
     "CaiT": "lit_models.classification.cait",
     "ResNet": "lit_models.classification.resnet",
@@ -27,10 +25,5 @@ def build(name: str, num_classes: int, settings: Mapping[str, Any]) -> Classifie
     Raises:
         ValueError: If there is no such network, or if it has no such settings.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
-    network = getattr(import_module(NETWORKS[name]), name)
-    known = list(signature(network).parameters)[1:]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"{name} has no settings {', '.join(unknown)}; it has {', '.join(known)}")
-    return network(num_classes, **settings)
+    built: Classifier = build_named(NETWORKS, "network", name, num_classes, settings)
+    return built

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from datamodules.batches import refuse_other_classes
 from lit_models.checkpoints import FORMAT, difference, entry_of, is_ours, network_weights, plain, read_checkpoint
 from lit_models.detection.matcher import Classification
 from lit_models.detection.network import Detector
@@ -55,7 +56,7 @@ def classification_of(network: Detector) -> Classification:
     return "softmax" if len(network.state_dict()[f"{CLASS_HEAD}weight"]) > network.num_classes else "focal"
 
 
-def refuse_other_classes(saved: Mapping[str, Any], class_names: list[str], category_ids: list[int]) -> None:
+def refuse_other_categories(saved: Mapping[str, Any], class_names: list[str], category_ids: list[int]) -> None:
     """Compare the classes of a checkpoint's entry with those of the data.
 
     Raises:
@@ -65,19 +66,12 @@ def refuse_other_classes(saved: Mapping[str, Any], class_names: list[str], categ
         [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
         for numbers, names in ((saved["category_ids"], saved["class_names"]), (category_ids, class_names))
     )
-    if theirs == ours:
-        return
-    parts = {"the checkpoint": [pair for pair in theirs if pair not in ours]}
-    parts["the data"] = [pair for pair in ours if pair not in theirs]
-    only = "; ".join(
-        f"only in {place}: {', '.join(pairs[:10])}{', ...' if len(pairs) > 10 else ''}"
-        for place, pairs in parts.items()
-        if pairs
-    )
-    raise ValueError(
-        f"the checkpoint and the data differ in their categories ({len(theirs)} and {len(ours)}): "
-        f"{only or 'another order'}; to train on from the checkpoint with a new class head give it as init_from"
-    )
+    try:
+        refuse_other_classes("the checkpoint", theirs, "the data", ours, "categories")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; to train on from the checkpoint with a new class head give it as init_from"
+        ) from None
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> LoadedDetector:

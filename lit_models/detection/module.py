@@ -19,7 +19,7 @@ from datamodules.batches import DetectionBatch
 from lit_models.checkpoints import CHECKPOINT_KEY, check_same_settings, difference, plain, write_entry
 from lit_models.checks import check_at_least
 from lit_models.detection.backbone import ResNetBackbone
-from lit_models.detection.checkpoint import classification_of, describe_network, refuse_other_classes, start_from
+from lit_models.detection.checkpoint import classification_of, describe_network, refuse_other_categories, start_from
 from lit_models.detection.criterion import Losses, SetCriterion
 from lit_models.detection.detr import DETR
 from lit_models.detection.evaluation import Backend, CocoScores
@@ -262,7 +262,7 @@ class DetectionModule(pl.LightningModule):
         saved = checkpoint.get(CHECKPOINT_KEY)
         if not isinstance(saved, dict) or saved.get("task") != "detection":
             raise ValueError("the checkpoint was not written by DetectionModule")
-        refuse_other_classes(saved, self._datamodule.class_names, self._datamodule.category_ids)
+        refuse_other_categories(saved, self._datamodule.class_names, self._datamodule.category_ids)
         own = describe_network(self._built)
         same_kind = saved.get("network") == own["network"]
         own = own if same_kind else {"network": own["network"]}  # of two architectures every setting differs
